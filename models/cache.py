@@ -1,0 +1,59 @@
+"""What a model remembers: a prefix that many lanes may share, and the short lanes themselves.
+
+    prefix  one per batch row   keys and values [B, S, K, H] (softmax), or a Taylor state
+    lanes   R per batch row     keys and values [B, R, U, K, H] of the tokens after the prefix
+
+A whole sequence is one lane without a prefix; decoding a token appends to the prefix; a search that
+weighs R continuations of one text opens R lanes over one prefix. Every leaf has the batch axis first,
+so a cache can be indexed, gathered and stored per tree node like any other array.
+"""
+
+import jax
+import jax.numpy as jnp
+from flax import struct
+from jaxtyping import Array, Float, Int
+
+
+@struct.dataclass
+class KeyValues:
+    """Rotated keys and values, `[B, S, K, H]` in a prefix, `[B, R, U, K, H]` in lanes."""
+
+    key: Float[Array, "..."]
+    value: Float[Array, "..."]
+
+
+@struct.dataclass
+class Cache:
+    """Prefix of a ragged batch. `layers`: one `KeyValues` or Taylor state per layer; `length`: [B]
+    tokens seen. Slots at or beyond `length` hold rubbish that no query may see."""
+
+    layers: tuple
+    length: Int[Array, "B"]
+
+
+@struct.dataclass
+class Lanes:
+    """R continuations per row. `layers`: `KeyValues` `[B, R, U, K, H]` per layer; `filled`: tokens
+    written so far in every lane (a scalar: lanes advance in lock-step)."""
+
+    layers: tuple
+    filled: Int[Array, ""]
+
+
+def append(past: KeyValues, new: KeyValues, length: Int[Array, "B"]) -> KeyValues:
+    """Writes new `[B, T, K, H]` at slots `length .. length + T` of each row; the rest stays.
+
+    Slots beyond the capacity are dropped, never clamped onto older ones.
+    """
+
+    def write(buffer, update, start):
+        slots = start + jnp.arange(update.shape[0])
+        return buffer.at[slots].set(update, mode="drop")
+
+    return jax.tree.map(lambda b, u: jax.vmap(write)(b, u, length), past, new)
+
+
+def reorder(lanes: Lanes, parents: Int[Array, "B R"]) -> Lanes:
+    """Lane r continues what lane `parents[:, r]` held: the gather of a beam search."""
+    pick = jax.vmap(lambda buffer, parent: buffer[parent])
+    return lanes.replace(layers=jax.tree.map(lambda x: pick(x, parents), lanes.layers))

@@ -1,0 +1,80 @@
+"""RMSNorm, rotary positions and the MLP: the parts of a block that do not look at other tokens."""
+
+from typing import Literal
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float, Int
+
+MlpKind = Literal["swiglu", "relu_squared"]
+
+
+class RMSNorm(nn.Module):
+    """x / rms(x) * scale, computed in float32. Source: Zhang and Sennrich, arXiv:1910.07467."""
+
+    epsilon: float = 1e-6
+
+    @nn.compact
+    def __call__(self, x: Float[Array, "*B D"]) -> Float[Array, "*B D"]:
+        ones = nn.with_logical_partitioning(nn.initializers.ones_init(), (None,))
+        scale_D = self.param("scale", ones, (x.shape[-1],))
+        x32 = x.astype(jnp.float32)
+        mean_square = jnp.mean(jnp.square(x32), axis=-1, keepdims=True)
+        return (x32 * jax.lax.rsqrt(mean_square + self.epsilon) * scale_D).astype(x.dtype)
+
+
+def rotate(
+    x: Float[Array, "*B N H"], positions: Int[Array, "*B"], base: float
+) -> Float[Array, "*B N H"]:
+    """Rotary position embedding on halves of the head dimension. Source: RoFormer, arXiv:2104.09864.
+
+    The score of two rotated vectors depends on their difference of positions only, so a key can be
+    rotated once, when it enters the cache.
+    """
+    half = x.shape[-1] // 2
+    frequencies = base ** (-jnp.arange(half, dtype=jnp.float32) / half)
+    angle = positions[..., None, None].astype(jnp.float32) * frequencies  # [*B, 1, H/2]
+    sin, cos = jnp.sin(angle), jnp.cos(angle)
+    low, high = jnp.split(x.astype(jnp.float32), 2, axis=-1)
+    rotated = jnp.concatenate([low * cos - high * sin, high * cos + low * sin], axis=-1)
+    return rotated.astype(x.dtype)
+
+
+def dense(features: tuple[int, ...], axes: tuple[str, ...], dtype: str, name: str, axis=-1):
+    """A bias-free projection whose kernel carries logical axis names (for `models.sharding`)."""
+    init = nn.initializers.variance_scaling(1.0, "fan_in", "normal", in_axis=0, out_axis=-1)
+    if isinstance(axis, tuple):  # several input axes: fan-in is their product
+        init = nn.initializers.variance_scaling(
+            1.0, "fan_in", "normal", in_axis=tuple(range(len(axis))), out_axis=-1
+        )
+    elif len(features) > 1:
+        out = tuple(range(1, 1 + len(features)))
+        init = nn.initializers.variance_scaling(1.0, "fan_in", "normal", in_axis=0, out_axis=out)
+    return nn.DenseGeneral(
+        features=features,
+        axis=axis,
+        use_bias=False,
+        dtype=dtype,
+        kernel_init=nn.with_logical_partitioning(init, axes),
+        name=name,
+    )
+
+
+class Mlp(nn.Module):
+    """SwiGLU (arXiv:2002.05202) or squared ReLU (Primer, arXiv:2109.08668), without biases."""
+
+    mlp_width: int
+    kind: MlpKind
+    dtype: str
+
+    @nn.compact
+    def __call__(self, x: Float[Array, "*B D"]) -> Float[Array, "*B D"]:
+        width = x.shape[-1]
+        up = dense((self.mlp_width,), ("embed", "mlp"), self.dtype, "up")(x)
+        if self.kind == "swiglu":
+            gate = dense((self.mlp_width,), ("embed", "mlp"), self.dtype, "gate")(x)
+            hidden = nn.silu(gate) * up
+        else:
+            hidden = jnp.square(nn.relu(up))
+        return dense((width,), ("mlp", "embed"), self.dtype, "down")(hidden)

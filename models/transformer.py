@@ -1,0 +1,127 @@
+"""The network: tokens of B rows and R lanes -> hidden states, next-token logits and values."""
+
+import dataclasses
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float, Int
+
+from models import attention, heads, layers
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class TransformerConfig:
+    """Shape of a decoder-only transformer: RMSNorm before each part, rotary positions, no biases.
+
+    num_kv_heads: fewer than num_heads gives grouped-query attention (None: equal).
+    mlp_width: hidden units of the MLP (None: 8/3 of the width for SwiGLU, 4 times otherwise).
+    value_head_width: hidden units of the value head.
+    dtype: of activations; parameters, attention scores, logits and values are float32.
+    remat: recompute each block in the backward pass instead of keeping its activations.
+    """
+
+    vocab_size: int
+    width: int
+    num_layers: int
+    num_heads: int
+    head_dim: int
+    num_kv_heads: int | None = None
+    mlp_width: int | None = None
+    mlp: layers.MlpKind = "swiglu"
+    attention: attention.AttentionConfig = attention.AttentionConfig()
+    tie_embeddings: bool = True
+    rope_base: float = 10_000.0
+    value_head_width: int = 64
+    dtype: str = "float32"
+    remat: bool = False
+
+    def __post_init__(self):
+        if self.head_dim % 2:
+            raise ValueError(f"rotary positions need an even head_dim; got {self.head_dim}.")
+        if self.num_heads % self.kv_heads:
+            raise ValueError(
+                "num_heads must be a multiple of num_kv_heads (each serves a group of query "
+                f"heads); got num_heads={self.num_heads}, num_kv_heads={self.num_kv_heads}."
+            )
+
+    @property
+    def kv_heads(self) -> int:
+        return self.num_heads if self.num_kv_heads is None else self.num_kv_heads
+
+    @property
+    def hidden_width(self) -> int:
+        if self.mlp_width is not None:
+            return self.mlp_width
+        return 8 * self.width // 3 if self.mlp == "swiglu" else 4 * self.width
+
+
+class Block(nn.Module):
+    config: TransformerConfig
+
+    @nn.compact
+    def __call__(self, x, positions, own_mask, prefix, prefix_mask, lane, filled):
+        c = self.config
+        attend = attention.Attention(
+            c.attention, c.num_heads, c.kv_heads, c.head_dim, c.rope_base, c.dtype, name="attention"
+        )
+        y = layers.RMSNorm(name="attention_norm")(x)
+        y, own = attend(y, positions, own_mask, prefix, prefix_mask, lane, filled)
+        x = x + y
+        y = layers.RMSNorm(name="mlp_norm")(x)
+        return x + layers.Mlp(c.hidden_width, c.mlp, c.dtype, name="mlp")(y), own
+
+
+class Trunk(nn.Module):
+    """Embedding, blocks, final norm and next-token logits: the policy network."""
+
+    config: TransformerConfig
+
+    @nn.compact
+    def __call__(
+        self,
+        tokens: Int[Array, "B R T"],
+        positions: Int[Array, "B R T"],
+        own_mask: Bool[Array, "#B #R T U"],
+        prefix: tuple | None = None,
+        prefix_mask: Bool[Array, "B S"] | None = None,
+        lanes: tuple | None = None,
+        filled: Int[Array, ""] | None = None,
+    ) -> tuple[Float[Array, "B R T D"], Float[Array, "B R T V"], tuple]:
+        c = self.config
+        init = nn.with_logical_partitioning(
+            nn.initializers.normal(stddev=c.width**-0.5), ("vocab", "embed")
+        )
+        table_VD = self.param("embedding", init, (c.vocab_size, c.width))
+        x = table_VD[tokens].astype(c.dtype) * c.width**0.5
+        block = nn.remat(Block) if c.remat else Block
+        owns = []
+        for i in range(c.num_layers):
+            past = None if prefix is None else prefix[i]
+            lane = None if lanes is None else lanes[i]
+            layer = block(c, name=f"block_{i}")
+            x, own = layer(x, positions, own_mask, past, prefix_mask, lane, filled)
+            owns.append(own)
+        hidden = layers.RMSNorm(name="final_norm")(x)
+        if c.tie_embeddings:
+            logits = hidden.astype(jnp.float32) @ table_VD.T
+        else:
+            unembed = layers.dense((c.vocab_size,), ("embed", "vocab"), "float32", "unembed")
+            logits = unembed(hidden.astype(jnp.float32))
+        return hidden, logits, tuple(owns)
+
+
+class Network(nn.Module):
+    """Policy network under "trunk", value head under "value_head": each has its own optimizer."""
+
+    config: TransformerConfig
+
+    def setup(self):
+        self.trunk = Trunk(self.config)
+        self.value_head = heads.ValueHead(self.config.value_head_width)
+
+    def __call__(self, *args, stop_value_gradient: bool = False, **kwargs):
+        hidden, logits, owns = self.trunk(*args, **kwargs)
+        state = jax.lax.stop_gradient(hidden) if stop_value_gradient else hidden
+        value_logits = self.value_head(state)
+        return hidden, logits, value_logits, owns
