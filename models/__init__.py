@@ -1,1 +1,1 @@
-"""Models: a decoder-only transformer that is read three ways: whole sequences, one token, many lanes."""
+"""Models: one transformer read three ways: whole texts, token by token, many lanes."""

@@ -3,9 +3,9 @@
     prefix  one per batch row   keys and values [B, S, K, H] (softmax), or a Taylor state
     lanes   R per batch row     keys and values [B, R, U, K, H] of the tokens after the prefix
 
-A whole sequence is one lane without a prefix; decoding a token appends to the prefix; a search that
-weighs R continuations of one text opens R lanes over one prefix. Every leaf has the batch axis first,
-so a cache can be indexed, gathered and stored per tree node like any other array.
+A whole sequence is one lane without a prefix; decoding a token appends to the prefix; a search
+that weighs R continuations of one text opens R lanes over one prefix. Every leaf has the batch
+axis first, so a cache can be indexed, gathered and stored per tree node like any other array.
 """
 
 import jax

@@ -8,7 +8,7 @@ from models import layers
 
 
 class ValueHead(nn.Module):
-    """Logit of P(the finished text will be correct | the tokens so far): one hidden layer, float32."""
+    """Logit of P(the finished text will be correct | the tokens so far): one hidden layer."""
 
     width: int
 

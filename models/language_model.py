@@ -22,8 +22,8 @@ Params = dict
 class ModelOutputs:
     """Row t speaks of the text up to and including token t.
 
-    logits: `[..., V]` float32, of the next token. value_logits: `[...]` float32. hidden: `[..., D]`.
-    reward: None here; reward models fill it.
+    logits: `[..., V]` float32, of the next token. value_logits: `[...]` float32.
+    hidden: `[..., D]`. reward: None here; reward models fill it.
     """
 
     logits: Float[Array, "*B V"]
@@ -37,7 +37,7 @@ class ModelOutputs:
         return jax.nn.sigmoid(self.value_logits)
 
     def at(self, index: Int[Array, "B"]) -> "ModelOutputs":
-        """`[B, T, ...]` -> `[B, ...]`: row `index[b]` of each text (lengths - 1: the last token)."""
+        """`[B, T, ...]` -> `[B, ...]`: row `index[b]` of each text (lengths - 1: its last)."""
         return jax.tree.map(lambda x: x[jnp.arange(x.shape[0]), index], self)
 
 
@@ -104,7 +104,7 @@ class LanguageModel:
     def prefill(
         self, params: Params, tokens: Int[Array, "B T"], *, lengths: Int[Array, "B"], capacity: int
     ) -> tuple[ModelOutputs, caches.Cache]:
-        """Reads right-padded prompts; returns outputs `[B, T, ...]` and a cache of `capacity` slots."""
+        """Reads right-padded prompts; outputs `[B, T, ...]`, a cache of `capacity` slots."""
         if capacity < tokens.shape[1]:
             raise ValueError(
                 f"the cache must hold the prompt: {capacity=} < {tokens.shape[1]} prompt tokens. "
@@ -127,7 +127,7 @@ class LanguageModel:
         tokens: Int[Array, "B T"],
         lengths: Int[Array, "B"],
     ) -> tuple[ModelOutputs, caches.Cache]:
-        """Reads `lengths[b]` more tokens of each row (the rest is padding); outputs `[B, T, ...]`."""
+        """Reads `lengths[b]` more tokens of each row (the rest is padding)."""
         length = tokens.shape[1]
         positions = cache.length[:, None] + jnp.arange(length)
         out, owns = self._apply(

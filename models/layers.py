@@ -27,7 +27,7 @@ class RMSNorm(nn.Module):
 def rotate(
     x: Float[Array, "*B N H"], positions: Int[Array, "*B"], base: float
 ) -> Float[Array, "*B N H"]:
-    """Rotary position embedding on halves of the head dimension. Source: RoFormer, arXiv:2104.09864.
+    """Rotary position embedding on halves of the head dimension. RoFormer, arXiv:2104.09864.
 
     The score of two rotated vectors depends on their difference of positions only, so a key can be
     rotated once, when it enters the cache.

@@ -7,7 +7,8 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
-from models import attention, heads, layers
+from models import heads, layers
+from models.attention import Attention, AttentionConfig
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -29,7 +30,7 @@ class TransformerConfig:
     num_kv_heads: int | None = None
     mlp_width: int | None = None
     mlp: layers.MlpKind = "swiglu"
-    attention: attention.AttentionConfig = attention.AttentionConfig()
+    attention: AttentionConfig = AttentionConfig()
     tie_embeddings: bool = True
     rope_base: float = 10_000.0
     value_head_width: int = 64
@@ -62,7 +63,7 @@ class Block(nn.Module):
     @nn.compact
     def __call__(self, x, positions, own_mask, prefix, prefix_mask, lane, filled):
         c = self.config
-        attend = attention.Attention(
+        attend = Attention(
             c.attention, c.num_heads, c.kv_heads, c.head_dim, c.rope_base, c.dtype, name="attention"
         )
         y = layers.RMSNorm(name="attention_norm")(x)
