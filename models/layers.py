@@ -43,14 +43,7 @@ def rotate(
 
 def dense(features: tuple[int, ...], axes: tuple[str, ...], dtype: str, name: str, axis=-1):
     """A bias-free projection whose kernel carries logical axis names (for `models.sharding`)."""
-    init = nn.initializers.variance_scaling(1.0, "fan_in", "normal", in_axis=0, out_axis=-1)
-    if isinstance(axis, tuple):  # several input axes: fan-in is their product
-        init = nn.initializers.variance_scaling(
-            1.0, "fan_in", "normal", in_axis=tuple(range(len(axis))), out_axis=-1
-        )
-    elif len(features) > 1:
-        out = tuple(range(1, 1 + len(features)))
-        init = nn.initializers.variance_scaling(1.0, "fan_in", "normal", in_axis=0, out_axis=out)
+    init = nn.initializers.variance_scaling(1.0, "fan_in", "normal")  # sees a flat [in, out]
     return nn.DenseGeneral(
         features=features,
         axis=axis,
