@@ -1,0 +1,5 @@
+"""The one exception of this package: a file, a name or a value that came from outside is not usable."""
+
+
+class DataError(ValueError):
+    """Bad data. The message states the rule, what was received and what to do about it."""

@@ -1,0 +1,144 @@
+"""Text <-> token ids.
+
+A tokenizer is anything with the members of `Tokenizer`. `WordTokenizer` is the exact one for small
+formal languages such as Game of 24: one token per word, nothing ever split or normalised.
+"""
+
+import dataclasses
+import difflib
+import functools
+import hashlib
+import json
+from collections.abc import Callable, Iterable
+from typing import Protocol, runtime_checkable
+
+from data.errors import DataError
+
+PAD = "<pad>"
+EOS = "<eos>"
+NEWLINE = "\n"
+
+
+@runtime_checkable
+class Tokenizer(Protocol):
+    """What the rest of the project asks of a tokenizer."""
+
+    @property
+    def vocab_size(self) -> int: ...
+
+    @property
+    def pad_id(self) -> int: ...
+
+    @property
+    def eos_id(self) -> int: ...
+
+    @property
+    def newline_id(self) -> int | None:
+        """Id of the token that is exactly a line end; None where there is no such token."""
+
+    @property
+    def fingerprint(self) -> str:
+        """SHA-256 (hex) of all that decides the ids: equal fingerprints, equal ids."""
+
+    def encode(self, text: str) -> list[int]:
+        """Ids of the text, without an end-of-text token."""
+
+    def decode(self, ids: Iterable[int]) -> str:
+        """Text of the ids; padding and end-of-text give nothing."""
+
+
+@dataclasses.dataclass(frozen=True)
+class WordTokenizer:
+    r"""One token per word: words are separated by one space, and "\n" is a word without spaces.
+
+    Text of exactly that form is canonical: `decode(encode(text)) == text`. Anything else is a
+    `DataError`, so a word can never silently become another one.
+
+    Args:
+      words: the vocabulary in the order of the ids; begins with "<pad>", "<eos>".
+    """
+
+    words: tuple[str, ...]
+
+    def __post_init__(self):
+        broken = [word for word in self.words if word != NEWLINE and word.split() != [word]]
+        if self.words[:2] != (PAD, EOS) or broken or len(set(self.words)) != len(self.words):
+            raise DataError(
+                f"a vocabulary begins with {PAD!r}, {EOS!r} and holds distinct words without "
+                f"spaces; got {self.words[:2]} first, {broken=} in {len(self.words)} words. "
+                "Correct the list of words."
+            )
+
+    @property
+    def vocab_size(self) -> int:
+        return len(self.words)
+
+    @property
+    def pad_id(self) -> int:
+        return 0
+
+    @property
+    def eos_id(self) -> int:
+        return 1
+
+    @functools.cached_property
+    def newline_id(self) -> int | None:
+        return self._ids.get(NEWLINE)
+
+    @functools.cached_property
+    def fingerprint(self) -> str:
+        content = json.dumps({"kind": "words", "words": self.words})
+        return hashlib.sha256(content.encode()).hexdigest()
+
+    @functools.cached_property
+    def _ids(self) -> dict[str, int]:
+        return {word: i for i, word in enumerate(self.words) if word not in (PAD, EOS)}
+
+    def encode(self, text: str) -> list[int]:
+        words = []
+        for i, line in enumerate(text.split(NEWLINE)):
+            if i:
+                words.append(NEWLINE)
+            if line:
+                words.extend(line.split(" "))
+        try:
+            return [self._ids[word] for word in words]
+        except KeyError as error:
+            raise DataError(
+                f"every word must be in the vocabulary of {self.vocab_size} words; got "
+                f"{error.args[0]!r} in {text[:80]!r}. Separate known words by single spaces."
+            ) from None
+
+    def decode(self, ids: Iterable[int]) -> str:
+        ids = [int(i) for i in ids]
+        if ids and not 0 <= min(ids) <= max(ids) < len(self.words):
+            raise DataError(
+                f"a token id is 0..{len(self.words) - 1}; got {min(ids)}..{max(ids)}. "
+                "Decode with the tokenizer that the ids were made with."
+            )
+        line = " ".join([self.words[i] for i in ids if i > 1])  # neither padding nor end of text
+        return line.replace(" \n", NEWLINE).replace("\n ", NEWLINE)
+
+
+def _game24() -> WordTokenizer:
+    symbols = (PAD, EOS, NEWLINE, "left", "=", "+", "-", "*", "/")
+    return WordTokenizer(symbols + tuple(str(number) for number in range(100)))
+
+
+_BY_NAME: dict[str, Callable[[], Tokenizer]] = {"game24": _game24}
+
+
+@functools.lru_cache
+def load_tokenizer(name: str) -> Tokenizer:
+    """The tokenizer of that name; the same object every time.
+
+    Raises:
+      DataError: for an unknown name, naming the nearest known one.
+    """
+    if name not in _BY_NAME:
+        near = difflib.get_close_matches(name, _BY_NAME, n=1)
+        raise DataError(
+            f"a tokenizer is one of {sorted(_BY_NAME)}; got {name!r}. "
+            + (f"Did you mean {near[0]!r}?" if near else "Use one of these names.")
+        )
+    return _BY_NAME[name]()
