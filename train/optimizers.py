@@ -1,0 +1,154 @@
+"""The two optimizers, and which parameters each one owns.
+
+The policy network (trunk and next-token head) and the value head each have an AdamW with its own
+learning rate, schedule, clipping and step count. Nothing is shared: a step of one leaves the
+parameters and the moments of the other bit for bit as they were.
+"""
+
+import math
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+import jax
+import optax
+
+Params = dict[str, Any]
+
+# Who owns which top-level entry of the parameters. A new head is added here, or `label_parameters`
+# refuses it: a parameter that no optimizer owns would silently never be trained.
+OWNERS = {"trunk": "policy", "value_head": "value"}
+
+# Decay pulls matrices towards zero. It leaves alone the scales of norms and biases (they set a
+# level, not a function) and embeddings (a rare token would shrink at every step it is not seen).
+UNDECAYED_NAMES = ("scale", "bias", "embedding")
+
+
+@dataclass(frozen=True, kw_only=True)
+class AdamWConfig:
+    """AdamW (Loshchilov & Hutter, arXiv:1711.05101) with clipping, a schedule and accumulation."""
+
+    peak_learning_rate: float
+    """Learning rate after the warm-up. 0 freezes the group: no step, no decay, no moments."""
+    warmup_steps: int = 0
+    """Optimizer steps in which the learning rate rises linearly from 0 to the peak."""
+    schedule: Literal["cosine", "linear", "constant"] = "cosine"
+    """Shape of the way from the peak to the end, after the warm-up."""
+    final_fraction: float = 0.0
+    """Learning rate at the end, as a part of the peak (0 to 1); "constant" does not use it."""
+    weight_decay: float = 0.0
+    """Decoupled decay per step, times the learning rate; never on norms, biases, embeddings."""
+    b1: float = 0.9
+    """Decay of the running mean of gradients."""
+    b2: float = 0.95
+    """Decay of the running mean of squared gradients."""
+    epsilon: float = 1e-8
+    """Added to the root of the squared mean."""
+    clip_norm: float | None = 1.0
+    """Largest norm of the group's gradient; None does not clip."""
+    accumulate_steps: int = 1
+    """Train steps whose mean gradient makes one optimizer step."""
+
+    def __post_init__(self):
+        if self.peak_learning_rate < 0:
+            raise ValueError(
+                f"peak_learning_rate must be 0 (frozen) or more; got {self.peak_learning_rate}"
+            )
+        if self.accumulate_steps < 1:
+            raise ValueError(f"accumulate_steps must be 1 or more; got {self.accumulate_steps}")
+        if not 0 <= self.final_fraction <= 1:
+            raise ValueError(f"final_fraction must be from 0 to 1; got {self.final_fraction}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class OptimizersConfig:
+    """One optimizer for the policy network, one for the value head."""
+
+    policy: AdamWConfig
+    """Owns the trunk and the next-token head."""
+    value: AdamWConfig = field(default_factory=lambda: AdamWConfig(peak_learning_rate=0.0))
+    """Owns the value head. Frozen unless set: plain language modelling has no value labels."""
+    value_gradient_to_trunk: bool = True
+    """Whether the value loss also shapes the trunk, or only its own head."""
+
+
+def learning_rate(config: AdamWConfig, train_steps: int) -> optax.Schedule:
+    """Learning rate as a function of the optimizer's own step count.
+
+    The schedule ends with the run: `train_steps` of the loop are `train_steps / accumulate_steps`
+    steps of this optimizer.
+    """
+    own_steps = math.ceil(train_steps / config.accumulate_steps)
+    decay_steps = max(1, own_steps - config.warmup_steps)
+    peak, end = config.peak_learning_rate, config.final_fraction * config.peak_learning_rate
+    after_warmup = {
+        "cosine": optax.cosine_decay_schedule(peak, decay_steps, alpha=config.final_fraction),
+        "linear": optax.linear_schedule(peak, end, decay_steps),
+        "constant": optax.constant_schedule(peak),
+    }[config.schedule]
+    if not config.warmup_steps:
+        return after_warmup
+    # From 1/w and not from 0: a step with learning rate 0 would be a batch thrown away.
+    warmup = optax.linear_schedule(
+        peak / config.warmup_steps, peak, max(1, config.warmup_steps - 1)
+    )
+    return optax.join_schedules([warmup, after_warmup], [config.warmup_steps])
+
+
+def label_parameters(params: Params) -> Params:
+    """Names the owner ("policy" or "value") of every parameter; same tree as `params`.
+
+    Raises:
+      ValueError: a top-level entry has no owner.
+    """
+    unowned = sorted(set(params) - set(OWNERS))
+    if unowned:
+        raise ValueError(
+            f"every parameter needs an optimizer; got {', '.join(unowned)} which none owns. "
+            f"Add it to train.optimizers.OWNERS (known: {', '.join(OWNERS)})."
+        )
+    return {
+        name: jax.tree.map(lambda _, owner=OWNERS[name]: owner, subtree)
+        for name, subtree in params.items()
+    }
+
+
+def decayed_parameters(params: Params) -> Params:
+    """True where weight decay applies; same tree as `params` (see UNDECAYED_NAMES)."""
+
+    def is_decayed(path, _) -> bool:
+        return not any(getattr(entry, "key", None) in UNDECAYED_NAMES for entry in path)
+
+    return jax.tree_util.tree_map_with_path(is_decayed, params)
+
+
+def make_optimizer(
+    config: OptimizersConfig, train_steps: int
+) -> optax.GradientTransformationExtraArgs:
+    """Both optimizers as one optax transformation over the whole parameter tree."""
+    return optax.partition(
+        {
+            "policy": _adamw(config.policy, train_steps),
+            "value": _adamw(config.value, train_steps),
+        },
+        label_parameters,
+    )
+
+
+def _adamw(config: AdamWConfig, train_steps: int) -> optax.GradientTransformation:
+    if not config.peak_learning_rate:
+        return optax.set_to_zero()
+    steps = [] if config.clip_norm is None else [optax.clip_by_global_norm(config.clip_norm)]
+    steps.append(
+        optax.adamw(
+            learning_rate(config, train_steps),
+            b1=config.b1,
+            b2=config.b2,
+            eps=config.epsilon,
+            weight_decay=config.weight_decay,
+            mask=decayed_parameters,
+        )
+    )
+    optimizer = optax.chain(*steps)
+    if config.accumulate_steps == 1:
+        return optimizer
+    return optax.MultiSteps(optimizer, config.accumulate_steps).gradient_transformation()
