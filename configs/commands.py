@@ -1,0 +1,25 @@
+"""The commands a pipeline may run, by name, and the function behind each one."""
+
+import functools
+import importlib
+from collections.abc import Mapping
+from typing import Any
+
+from train.pipeline import RunFn
+
+# Imported when first called: a pipeline that only trains never loads the search.
+FUNCTIONS = {
+    "train": "train.loop:run",
+    "search": "search.self_play:run",
+    "evaluation": "evaluation.run:run",
+}
+
+
+def _call(target: str, *arguments: Any, **options: Any) -> Any:
+    module, name = target.split(":")
+    return getattr(importlib.import_module(module), name)(*arguments, **options)
+
+
+COMMANDS: Mapping[str, RunFn] = {
+    name: functools.partial(_call, target) for name, target in FUNCTIONS.items()
+}

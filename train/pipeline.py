@@ -1,0 +1,263 @@
+"""A pipeline: our own commands one after another, each in its folder, none of them twice.
+
+    RUN/stages/00-base/     a run folder like any other (`train.run_folder`), plus
+        stage.json          command, hash and seconds so far, written when the stage starts
+        done.json           hash and total seconds, written when it has finished
+
+A stage's config may name an earlier stage: a string field "stage:base", or with a path below it
+"stage:base/records", becomes that folder when the stage runs. The hash of a stage covers its
+command, its config and the hashes of the stages it names, and no path: a run folder can be moved.
+"""
+
+import dataclasses
+import re
+import shutil
+import time
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+import rich.console
+
+from train import config_json, pipeline_status, run_folder
+from train.errors import ConfigError, DataError, Preempted
+from train.stopping import StopFlag
+
+REFERENCE_PREFIX = "stage:"
+NAME_PATTERN = re.compile(r"[a-z][a-z0-9_]*")
+
+
+class RunFn(Protocol):
+    """What a command offers: do the work of `config` in an opened run folder.
+
+    With `resume` it continues from what it finds there (nothing is fine). When `stop.requested`
+    it saves and raises `Preempted`.
+    """
+
+    def __call__(
+        self, config: Any, run_folder: Path, /, *, resume: bool, stop: StopFlag
+    ) -> Any: ...
+
+
+@dataclass(frozen=True, kw_only=True)
+class Stage:
+    """One command of a pipeline."""
+
+    name: str
+    """Lower-case letters, digits and underscores; names its folder and its overrides."""
+    command: str
+    """Which of our commands runs: train, search or evaluation."""
+    config: Any
+    """The config of that command."""
+    expected_seconds: float = 0.0
+    """Rough duration on 2 CPU cores, for the time left that is shown; 0 is unknown."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Pipeline:
+    """Stages in the order they run."""
+
+    stages: tuple[Stage, ...]
+
+    def __post_init__(self) -> None:
+        known: list[str] = []
+        for stage in self.stages:
+            if not NAME_PATTERN.fullmatch(stage.name) or stage.name in known:
+                raise ConfigError(
+                    "stage names are distinct and made of a-z, 0-9 and _, a letter first; got "
+                    f"{stage.name!r} after {known}. Rename it."
+                )
+            for name in sorted(references(stage.config)):
+                if name not in known:
+                    raise ConfigError(
+                        f"a stage can use only earlier stages; {stage.name!r} uses "
+                        f"'{REFERENCE_PREFIX}{name}' after {known}. Move or rename a stage."
+                    )
+            known.append(stage.name)
+
+
+def run(
+    pipeline: Pipeline,
+    folder: Path,
+    *,
+    commands: Mapping[str, RunFn],
+    stop: StopFlag,
+    resume: bool = False,
+    overwrite: bool = False,
+    command: str = "",
+    console: rich.console.Console | None = None,
+) -> dict[str, float]:
+    """Runs every stage that has not finished yet.
+
+    With `resume`, finished stages are skipped, a started one continues, and one whose hash has
+    changed is refused; `resume` and `overwrite` together redo the changed stages only.
+
+    Args:
+      commands: command name -> function; see `configs.commands.COMMANDS`.
+      command: the command line, for command.txt.
+
+    Returns:
+      Stage name -> seconds it took, over all attempts.
+
+    Raises:
+      ConfigError: an unknown command, or a folder that is left alone (see `run_folder.prepare`).
+      Preempted: `stop` was requested; every stage until here is saved.
+    """
+    for stage in pipeline.stages:
+        if stage.command not in commands:
+            raise ConfigError(
+                f"a stage runs one of {', '.join(commands)}; stage {stage.name!r} asks for "
+                f"{stage.command!r}. Change its command."
+            )
+    folders = {
+        stage.name: folder / "stages" / f"{index:02d}-{stage.name}"
+        for index, stage in enumerate(pipeline.stages)
+    }
+    hashes = stage_hashes(pipeline)
+    _open(pipeline, folder, folders, hashes, resume=resume, overwrite=overwrite, command=command)
+
+    with pipeline_status.show(pipeline.stages, console=console) as status:
+        for stage in pipeline.stages:
+            at, sha256 = folders[stage.name], hashes[stage.name]
+            if _state(at, sha256) == "done":
+                status.skipped(stage.name, run_folder.read_json(at / "done.json")["seconds"])
+                continue
+            if stop.requested:
+                stop.raise_preempted(f"stage {stage.name}, not started")
+            continues = _state(at, sha256) == "started"
+            if not continues:
+                run_folder.prepare(
+                    at,
+                    stage.config,
+                    overwrite=at.exists(),
+                    extra_files={"stage.json": _stage_json(stage, sha256, seconds=0.0)},
+                )
+            seconds_before = run_folder.read_json(at / "stage.json")["seconds"]
+            status.started(stage.name, seconds_before)
+            start = time.monotonic()
+            try:
+                config = resolve(stage.config, folders)
+                commands[stage.command](config, at, resume=continues, stop=stop)
+            except (ConfigError, DataError, Preempted) as error:
+                raise type(error)(f"stage {stage.name}: {error}") from error
+            finally:
+                seconds = round(seconds_before + time.monotonic() - start, 3)
+                run_folder.write_json(at / "stage.json", _stage_json(stage, sha256, seconds))
+            run_folder.write_json(at / "done.json", {"sha256": sha256, "seconds": seconds})
+            status.finished(stage.name, seconds)
+    return {
+        name: run_folder.read_json(at / "done.json")["seconds"] for name, at in folders.items()
+    }
+
+
+def references(config: Any) -> set[str]:
+    """Names of the stages that a config uses."""
+    return {
+        text.removeprefix(REFERENCE_PREFIX).partition("/")[0]
+        for text in _strings(config_json.encode(config))
+        if text.startswith(REFERENCE_PREFIX)
+    }
+
+
+def resolve(config: Any, folders: Mapping[str, Path]) -> Any:
+    """The same config with "stage:NAME/rest" replaced by the path FOLDER/rest."""
+
+    def path_of(text: str) -> str:
+        if not text.startswith(REFERENCE_PREFIX):
+            return text
+        name, _, rest = text.removeprefix(REFERENCE_PREFIX).partition("/")
+        return str(folders[name] / rest)
+
+    return _map_strings(config, path_of)
+
+
+def stage_hashes(pipeline: Pipeline) -> dict[str, str]:
+    """Stage name -> hash of its command, config and of the stages it uses."""
+    hashes: dict[str, str] = {}
+    for stage in pipeline.stages:
+        identity = {
+            "command": stage.command,
+            "config": config_json.encode(stage.config),
+            "uses": {name: hashes[name] for name in references(stage.config)},
+        }
+        hashes[stage.name] = config_json.sha256_of_json(identity)
+    return hashes
+
+
+def _open(
+    pipeline: Pipeline,
+    folder: Path,
+    folders: Mapping[str, Path],
+    hashes: Mapping[str, str],
+    *,
+    resume: bool,
+    overwrite: bool,
+    command: str,
+) -> None:
+    """Creates the pipeline's folder, or checks that each stage in it may be kept or redone."""
+    if not (resume and _is_pipeline_folder(folder)):
+        run_folder.prepare(
+            folder, pipeline, resume=resume, overwrite=overwrite, command=command
+        )
+        return
+    present = set((folder / "stages").glob("*")) if (folder / "stages").is_dir() else set()
+    changed = [name for name, at in folders.items() if _state(at, hashes[name]) == "changed"]
+    dropped = sorted(path.name for path in present - set(folders.values()))
+    if (changed or dropped) and not overwrite:
+        raise ConfigError(
+            f"{folder} holds stages of another config: {', '.join(changed + dropped)}. Add "
+            "--overwrite to redo just these, or use another --run-folder."
+        )
+    for name in dropped:
+        shutil.rmtree(folder / "stages" / name)
+    run_folder.write_json(folder / "config.json", config_json.encode(pipeline))
+    run_folder.append_command(folder, command)
+
+
+def _is_pipeline_folder(folder: Path) -> bool:
+    if not (folder / "config.json").is_file():
+        return False
+    saved = run_folder.read_json(folder / "config.json")
+    return isinstance(saved, dict) and saved.get("class") == f"{__name__}:{Pipeline.__qualname__}"
+
+
+def _state(at: Path, sha256: str) -> str:
+    """What a stage's folder holds for this hash: absent, changed, started or done."""
+    if not at.exists():
+        return "absent"
+    for file, state in (("done.json", "done"), ("stage.json", "started")):
+        if (at / file).is_file():
+            return state if run_folder.read_json(at / file)["sha256"] == sha256 else "changed"
+    return "changed"
+
+
+def _stage_json(stage: Stage, sha256: str, seconds: float) -> dict[str, Any]:
+    return {"name": stage.name, "command": stage.command, "sha256": sha256, "seconds": seconds}
+
+
+def _strings(payload: Any) -> Iterator[str]:
+    match payload:
+        case str():
+            yield payload
+        case list():
+            for item in payload:
+                yield from _strings(item)
+        case dict():
+            yield from _strings(list(payload.values()))
+
+
+def _map_strings(value: Any, function: Callable[[str], str]) -> Any:
+    match value:
+        case str():
+            return function(value)
+        case tuple():
+            return tuple(_map_strings(item, function) for item in value)
+        case Mapping():
+            return {name: _map_strings(item, function) for name, item in value.items()}
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        fields = [f.name for f in dataclasses.fields(value) if f.init]
+        return dataclasses.replace(
+            value, **{name: _map_strings(getattr(value, name), function) for name in fields}
+        )
+    return value
