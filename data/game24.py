@@ -147,16 +147,18 @@ def legal_plays(
         a game, for which max_number=99 is natural.
       exclude: sorted tuples of numbers that are never drawn; None means the test puzzles.
     """
-    if num_numbers < 2 or not 1 <= max_number <= LARGEST_INTERMEDIATE:
+    if num_plays < 1 or num_numbers < 2 or not 1 <= max_number <= LARGEST_INTERMEDIATE:
         raise DataError(
-            f"a play begins with 2 or more numbers of 1..{LARGEST_INTERMEDIATE}; got "
-            f"{num_numbers=}, {max_number=}. Choose values in these ranges."
+            f"plays are 1 or more and begin with 2 or more numbers of 1..{LARGEST_INTERMEDIATE}; "
+            f"got {num_plays=}, {num_numbers=}, {max_number=}. Choose values in these ranges."
         )
     excluded = test_puzzles() if exclude is None else exclude
-    sizes = [_PLAYS_AT_ONCE] * (num_plays // _PLAYS_AT_ONCE) + [num_plays % _PLAYS_AT_ONCE]
-    return np.concatenate(
-        [_play(rng, _draw_numbers(rng, size, num_numbers, max_number, excluded)) for size in sizes]
-    )
+    chunks = []
+    for done in range(0, num_plays, _PLAYS_AT_ONCE):
+        size = min(_PLAYS_AT_ONCE, num_plays - done)
+        numbers = _draw_numbers(rng, size, num_numbers, max_number, excluded)
+        chunks.append(_play(rng, numbers))
+    return np.concatenate(chunks)
 
 
 def legal_play(rng: np.random.Generator, **options) -> tuple[str, str]:
@@ -171,7 +173,7 @@ def iterate_legal_plays(seed: int, **options) -> Iterator[tuple[str, str]]:
         yield from map(_as_text, legal_plays(rng, 1024, **options))
 
 
-def _as_text(ids: Int[np.ndarray, "length"]) -> tuple[str, str]:
+def _as_text(ids: Int[np.ndarray, " length"]) -> tuple[str, str]:
     text = tokenizers.load_tokenizer("game24").decode(ids.tolist())
     prompt, newline, completion = text.partition("\n")
     return prompt + newline, completion
@@ -229,7 +231,7 @@ def _random_step(rng, numbers: Int[np.ndarray, "B N"]):
     legal &= ~is_repeat[..., None]
 
     legal_so_far = np.cumsum(legal.reshape(len(numbers), -1), axis=1)
-    wanted = rng.integers(legal_so_far[:, -1:]) if len(numbers) else legal_so_far[:, -1:]
+    wanted = rng.integers(legal_so_far[:, -1:])
     pair, operator = np.divmod(np.argmax(legal_so_far > wanted, axis=1), 4)
     row = np.arange(len(numbers))
     result = results[row, pair, operator][:, None]

@@ -1,0 +1,263 @@
+"""Text sources -> packed windows of tokens with loss masks -> batches.
+
+A source is a small config with a weight; it gives tokenised documents. They are packed once,
+in memory. From there grain works on row numbers only (shuffle, repeat, mix, batch) and the rows of
+a batch are gathered together, so windows of 32 tokens cost no more per token than long ones.
+
+A batch is a dictionary of arrays [B, T]:
+  tokens       int32    ids
+  loss_mask    float32  1 = this token is predicted and counted
+  segment_ids  int32    0 = padding, 1.. = documents packed into the row
+  positions    int32    place of the token in its own document
+"""
+
+import dataclasses
+import functools
+import hashlib
+import lzma
+import pathlib
+from collections.abc import Iterable, Sequence
+from typing import Literal, Protocol
+
+import grain
+import numpy as np
+from jaxtyping import Bool, Int
+
+from data import files, game24, packing, records
+from data.errors import DataError
+from data.packing import Documents, Windows
+from data.tokenizer import Tokenizer, load_tokenizer
+
+Loss = Literal["all", "completion", "results"]
+Batch = dict[str, np.ndarray]
+
+
+class Source(Protocol):
+    """A weighted source of training text; its share of the rows of a mixture is its weight."""
+
+    weight: float
+
+    def documents(self, tokenizer: Tokenizer, length: int) -> Documents:
+        """Tokenised documents of at most `length` tokens."""
+
+
+# ---------------------------------------------------------------------------------- sources
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class LegalPlaySource:
+    """Random legal play of Game of 24 (see `data.game24.legal_plays`); never a test puzzle.
+
+    Attributes:
+      num_plays: plays generated, once; later epochs see the same plays in another order.
+      num_numbers, max_number: what a play begins with; (4, 13) is the game, (3, 99) and (2, 99)
+        are its later states.
+      loss: tokens that count: "completion" all after the prompt, "results" only what follows
+        "=" up to the line's end (arithmetic without a preference for any move), "all".
+    """
+
+    weight: float = 1.0
+    num_plays: int = 320_000
+    seed: int = 0
+    num_numbers: int = 4
+    max_number: int = game24.LARGEST_GIVEN
+    loss: Loss = "completion"
+
+    def documents(self, tokenizer: Tokenizer, length: int) -> Documents:
+        native = load_tokenizer("game24")
+        plays = game24.legal_plays(
+            np.random.default_rng(self.seed),
+            self.num_plays,
+            num_numbers=self.num_numbers,
+            max_number=self.max_number,
+        )
+        if tokenizer.fingerprint != native.fingerprint:
+            texts = (native.decode(play).partition("\n") for play in plays.tolist())
+            return from_texts(((a + b, c) for a, b, c in texts), tokenizer, self.loss)
+        is_prompt = np.zeros(plays.shape, bool)
+        is_prompt[:, : self.num_numbers + 1] = True
+        lengths = np.full(len(plays), plays.shape[1])
+        return _documents(plays.ravel(), is_prompt.ravel(), lengths, tokenizer, self.loss)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class TextFileSource:
+    """A UTF-8 text file (or `.xz`), cut into documents and these into windows.
+
+    Attributes:
+      path: a file, or the name of one that `data.files.find` knows.
+      separator: text between documents; None makes the file one document.
+    """
+
+    path: str
+    weight: float = 1.0
+    separator: str | None = None
+    loss: Loss = "all"
+
+    def documents(self, tokenizer: Tokenizer, length: int) -> Documents:
+        text = read_text(self.path)
+        parts = [text] if self.separator is None else text.split(self.separator)
+        whole = from_texts((("", part) for part in parts if part), tokenizer, self.loss)
+        cuts = ((int(size), begin) for size in whole.lengths for begin in range(0, size, length))
+        pieces = [min(length, size - begin) for size, begin in cuts]
+        return Documents(whole.tokens, whole.is_counted, np.array(pieces, int))
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class RecordTextSource:
+    """The texts of searched games, from a folder of record shards.
+
+    Attributes:
+      include: "solved" games or "all".
+      from_leaves: also every finished text that the search reached, under the same rule.
+    """
+
+    path: str
+    weight: float = 1.0
+    include: Literal["solved", "all"] = "solved"
+    from_leaves: bool = False
+    loss: Loss = "completion"
+
+    def documents(self, tokenizer: Tokenizer, length: int) -> Documents:
+        texts = {}  # a dictionary keeps the order and drops repeats
+        for record in records.read_folder(self.path):
+            ends = [(record.completion_tokens, record.outcome)]
+            ends += [(leaf.tokens, leaf.outcome) for leaf in record.leaves if self.from_leaves]
+            for tokens, outcome in ends:
+                if self.include == "all" or outcome == 1:
+                    texts[record.prompt, tokenizer.decode(tokens)] = None
+        return from_texts(texts, tokenizer, self.loss)
+
+
+def read_text(path: str) -> str:
+    """Contents of a file given by its path or by its name among the known data."""
+    found = pathlib.Path(path) if pathlib.Path(path).exists() else files.find(path)
+    if found is None:
+        raise DataError(
+            f"a text source names a file; got {path!r}, which is neither a path nor below "
+            f"{', '.join(map(str, files.roots()))}. Set TAYLORZERO_DATA or correct the path."
+        )
+    try:
+        contents = found.read_bytes()
+        contents = lzma.decompress(contents) if found.suffix == ".xz" else contents
+        return contents.decode("utf-8")
+    except (OSError, lzma.LZMAError, UnicodeDecodeError) as error:
+        raise DataError(
+            f"a text source is a UTF-8 file, plain or .xz; got {found}: {error}. Replace the file."
+        ) from error
+
+
+def from_texts(texts: Iterable[tuple[str, str]], tokenizer: Tokenizer, loss: Loss) -> Documents:
+    """Tokenises (prompt, completion) pairs and ends each with the end-of-text token."""
+    tokens, is_prompt, lengths = [], [], []
+    for prompt, completion in texts:
+        before, after = tokenizer.encode(prompt), tokenizer.encode(completion)
+        tokens += [*before, *after, tokenizer.eos_id]
+        is_prompt += [True] * len(before) + [False] * (len(after) + 1)
+        lengths.append(len(before) + len(after) + 1)
+    flat = np.array(tokens, np.int32), np.array(is_prompt, bool), np.array(lengths, int)
+    return _documents(*flat, tokenizer, loss)
+
+
+def _documents(tokens, is_prompt, lengths, tokenizer: Tokenizer, loss: Loss) -> Documents:
+    if loss == "all":
+        is_counted = np.ones(len(tokens), bool)
+    elif loss == "completion":
+        is_counted = ~is_prompt
+    else:
+        is_counted = ~is_prompt & _is_result(tokens, lengths, tokenizer)
+    return Documents(tokens, is_counted, lengths)
+
+
+def _is_result(tokens, lengths, tokenizer: Tokenizer) -> Bool[np.ndarray, " total"]:
+    """Tokens after an "=" up to and with the token that ends the line or the document."""
+    equals = tokenizer.encode("=")
+    if len(equals) != 1 or tokenizer.newline_id is None:
+        raise DataError(
+            f'loss "results" needs one token each for "=" and the line end; got {equals} and '
+            f'{tokenizer.newline_id}. Use loss "completion" with this tokenizer.'
+        )
+    place = np.arange(len(tokens))
+    ends_line = tokens == tokenizer.newline_id
+    ends_line[np.cumsum(lengths) - 1] = True
+    last_equals = np.maximum.accumulate(np.where(tokens == equals[0], place, -1))
+    last_end = np.maximum.accumulate(np.where(ends_line, place, -1))
+    before = [np.concatenate([[-1], last[:-1]]) for last in (last_equals, last_end)]
+    return before[0] > before[1]
+
+
+# ---------------------------------------------------------------------------------- batches
+
+
+@dataclasses.dataclass(frozen=True)
+class Corpus:
+    """Packed windows of several sources, one source after another.
+
+    Attributes:
+      num_rows: windows per source.
+      weights: share of each source in the rows of a mixture.
+    """
+
+    windows: Windows
+    num_rows: tuple[int, ...]
+    weights: tuple[float, ...]
+
+    @functools.cached_property
+    def fingerprint(self) -> str:
+        """SHA-256 (hex) of all that training can see of the corpus."""
+        digest = hashlib.sha256(repr((self.num_rows, self.weights)).encode())
+        for array in (self.windows.tokens, self.windows.is_counted, self.windows.segment_ids):
+            digest.update(repr((array.shape, array.dtype.str)).encode())
+            digest.update(np.ascontiguousarray(array))
+        return digest.hexdigest()
+
+    def row_numbers(self, seed: int) -> grain.MapDataset:
+        """Endless row numbers: each source shuffled anew every epoch, mixed by weight."""
+        ends = np.cumsum(self.num_rows).tolist()
+        shuffled = [
+            grain.MapDataset.range(end - count, end).shuffle(seed=seed + i).repeat()
+            for i, (end, count) in enumerate(zip(ends, self.num_rows, strict=True))
+        ]
+        return grain.MapDataset.mix(shuffled, self.weights)
+
+    def gather(self, rows: Int[np.ndarray, " B"]) -> Batch:
+        """The batch of these rows."""
+        segment_ids = self.windows.segment_ids[rows]
+        return {
+            "tokens": self.windows.tokens[rows],
+            "loss_mask": self.windows.is_counted[rows].astype(np.float32),
+            "segment_ids": segment_ids.astype(np.int32),
+            "positions": packing.positions(segment_ids),
+        }
+
+
+def load(sources: Sequence[Source], tokenizer: Tokenizer, *, sequence_length_tokens: int) -> Corpus:
+    """Reads, tokenises and packs all sources."""
+    weights = tuple(float(source.weight) for source in sources)
+    if not weights or min(weights) <= 0:
+        raise DataError(
+            f"a corpus needs sources of positive weight; got weights {weights}. "
+            "Leave out the sources that shall not be used."
+        )
+    windows = []
+    for source in sources:
+        documents = source.documents(tokenizer, sequence_length_tokens)
+        windows.append(packing.pack(documents, sequence_length_tokens, pad_id=tokenizer.pad_id))
+    return Corpus(packing.concatenate(windows), tuple(map(len, windows)), weights)
+
+
+def batches(
+    corpus: Corpus, *, batch_size: int, seed: int, host: int = 0, num_hosts: int = 1
+) -> grain.IterDataset:
+    """Endless batches. Iterators have grain's `get_state` and `set_state`: a restored one
+    continues with exactly the batches that the first would have given.
+
+    Args:
+      batch_size: rows of a batch on this host.
+      host, num_hosts: each host takes every `num_hosts`-th row, beginning with row `host`.
+    """
+    rows = corpus.row_numbers(seed)
+    if num_hosts > 1:
+        rows = rows[host::num_hosts]
+    dataset = rows.batch(batch_size, batch_fn=np.array).map(corpus.gather)
+    return dataset.to_iter_dataset(grain.ReadOptions(num_threads=2, prefetch_buffer_size=8))
