@@ -1,4 +1,4 @@
-"""The one exception of this package: a file, a name or a value that came from outside is not usable."""
+"""The one exception of this package: what came from outside is not usable."""
 
 
 class DataError(ValueError):

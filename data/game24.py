@@ -92,7 +92,7 @@ def _partitions(numbers: Numbers) -> set[tuple[Numbers, Numbers]]:
 def _partners(x: Fraction, goal: Fraction) -> list[Fraction]:
     """Every y for which x and y give the goal by one operation (goal is not zero)."""
     partners = [goal - x, x - goal, goal + x, goal * x] if x else [goal, -goal]
-    return partners + [goal / x, x / goal] if x else partners
+    return [*partners, goal / x, x / goal] if x else partners
 
 
 @functools.cache

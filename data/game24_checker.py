@@ -110,7 +110,7 @@ def _symbols(text: str) -> list[str]:
 
 
 def _sum(symbols: list[str], depth: int) -> Fraction:
-    """sum = product (("+" | "-") product)*"""
+    """Rule: sum = product (("+" | "-") product)*."""
     value = _product(symbols, depth)
     while symbols and symbols[-1] in "+-":
         value = _apply(symbols.pop(), value, _product(symbols, depth))
@@ -118,7 +118,7 @@ def _sum(symbols: list[str], depth: int) -> Fraction:
 
 
 def _product(symbols: list[str], depth: int) -> Fraction:
-    """product = atom (("*" | "/") atom)*"""
+    """Rule: product = atom (("*" | "/") atom)*."""
     value = _atom(symbols, depth)
     while symbols and symbols[-1] in "*/":
         value = _apply(symbols.pop(), value, _atom(symbols, depth))
@@ -126,7 +126,7 @@ def _product(symbols: list[str], depth: int) -> Fraction:
 
 
 def _atom(symbols: list[str], depth: int) -> Fraction:
-    """atom = number | "(" sum ")" """
+    """Rule: atom = number | "(" sum ")"."""
     _require(symbols and depth < MAX_DEPTH)
     symbol = symbols.pop()
     if symbol.isdigit():
