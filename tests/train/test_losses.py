@@ -19,10 +19,10 @@ def finite_differences(function, x, step=1e-5):
     return gradient
 
 
-def numpy_next_token(logits, tokens, mask, segment_ids):
+def numpy_next_token(logits, tokens, mask):
     total = count = 0.0
     for b, t in np.ndindex(tokens.shape):
-        if t and mask[b, t] and segment_ids[b, t] == segment_ids[b, t - 1]:
+        if t and mask[b, t]:
             row = np.asarray(logits[b, t - 1], np.float64)
             total -= row[tokens[b, t]] - np.log(np.sum(np.exp(row - row.max()))) - row.max()
             count += 1
@@ -34,10 +34,9 @@ def test_next_token_and_its_gradient_match_numpy():
     logits = rng.normal(size=(2, 5, 4))
     tokens = rng.integers(0, 4, (2, 5))
     mask = np.array([[1, 1, 0, 1, 1], [0, 1, 1, 1, 0]], np.float32)
-    segment_ids = np.array([[1, 1, 1, 2, 2], [1, 1, 1, 1, 0]])
-    loss = lambda x: next_token(x, tokens, mask, segment_ids=segment_ids)  # noqa: E731
+    loss = lambda x: next_token(x, tokens, mask)  # noqa: E731
     value, gradient = jax.value_and_grad(loss)(jnp.asarray(logits, jnp.float32))
-    reference = lambda x: numpy_next_token(x, tokens, mask, segment_ids)  # noqa: E731
+    reference = lambda x: numpy_next_token(x, tokens, mask)  # noqa: E731
     np.testing.assert_allclose(value, reference(logits), rtol=1e-6)
     np.testing.assert_allclose(gradient, finite_differences(reference, logits), atol=1e-6)
 
@@ -106,9 +105,9 @@ def test_policy_loss_is_smallest_and_its_divergence_zero_at_the_target():
 def test_policy_that_lost_its_rest_mass_has_a_finite_gradient_that_gives_it_back(total):
     log_probs = jnp.log(jnp.array([[0.5 * total, 0.5 * total]]))
     weights, present = jnp.array([[0.45, 0.45, 0.1]]), jnp.ones((1, 2), bool)
-    value, gradient = jax.value_and_grad(
-        lambda x: search.policy_loss(x, weights, present)[0]
-    )(log_probs)
+    value, gradient = jax.value_and_grad(lambda x: search.policy_loss(x, weights, present)[0])(
+        log_probs
+    )
     assert np.isfinite(value) and np.all(np.isfinite(gradient))
     assert np.all(gradient > 0)  # going down the gradient makes the candidates less probable
 

@@ -9,8 +9,6 @@ def next_token(
     logits: Float[Array, "B T V"],
     tokens: Int[Array, "B T"],
     loss_mask: Float[Array, "B T"],
-    *,
-    segment_ids: Int[Array, "B T"] | None = None,
 ) -> Float[Array, ""]:
     """Mean cross-entropy in nats per counted token, in float32.
 
@@ -19,15 +17,12 @@ def next_token(
     Row t-1 of the logits predicts token t, so the first token of a text is never counted.
 
     Args:
-      loss_mask: 1 where a token is predicted and counted.
-      segment_ids: of packed documents; the first token of each is not counted either, because the
-        row before it belongs to another document.
+      loss_mask: 1 where a token is predicted and counted; 0 at the first token of every packed
+        document, because the row before it belongs to another one (`data.packing` sees to it).
 
     A batch with nothing to count has loss 0 and gradient 0.
     """
     mask = loss_mask[:, 1:].astype(jnp.float32)
-    if segment_ids is not None:
-        mask *= segment_ids[:, 1:] == segment_ids[:, :-1]
     log_probs = jax.nn.log_softmax(logits[:, :-1].astype(jnp.float32))
     chosen = jnp.take_along_axis(log_probs, tokens[:, 1:, None], axis=-1)[..., 0]
     return -jnp.sum(mask * chosen) / jnp.maximum(jnp.sum(mask), 1.0)

@@ -1,0 +1,65 @@
+"""The config of one training run, composed of the configs defined beside the code they steer."""
+
+from dataclasses import dataclass, field
+from typing import Literal
+
+from data.documents import LegalPlaySource, RecordTextSource, TextFileSource
+from models.sharding import MeshConfig
+from models.transformer import TransformerConfig
+from train.errors import ConfigError
+from train.optimizers import OptimizersConfig
+
+TextSource = LegalPlaySource | TextFileSource | RecordTextSource
+
+
+@dataclass(frozen=True, kw_only=True)
+class Experiment:
+    """One training run: `python -m train NAME`."""
+
+    model: TransformerConfig
+    """Shape of the network."""
+    tokenizer: str
+    """Name of the tokenizer (see data.tokenizer)."""
+    recipe: Literal["next_token"] = "next_token"
+    """What is learned: "next_token" from text."""
+    sources: tuple[TextSource, ...]
+    """Text to learn from; the weights are shares of the rows."""
+    validation_sources: tuple[TextSource, ...] = ()
+    """Held-out text; none: no evaluation while training."""
+    optimizers: OptimizersConfig
+    """One optimizer for the policy network, one for the value head."""
+    sequence_length_tokens: int
+    """Tokens of a row; documents are packed into it."""
+    batch_size: int
+    """Rows of a batch, over all devices."""
+    train_steps: int
+    """Batches to train on."""
+    seed: int = 0
+    """Decides the first parameters and the order of the data."""
+    initial_checkpoint: str | None = None
+    """Parameters to start from (a run folder or one step); None starts from random ones."""
+    mesh: MeshConfig = field(default_factory=MeshConfig)
+    """How the work is split over devices."""
+    log_every_steps: int = 10
+    """Steps between lines in metrics.jsonl."""
+    eval_every_steps: int = 500
+    """Steps between evaluations on the validation sources."""
+    eval_batches: int = 8
+    """Batches of an evaluation, the same ones every time."""
+    save_every_steps: int = 500
+    """Steps between checkpoints; the last step is always saved."""
+    keep_checkpoints: int | None = 2
+    """How many of the newest checkpoints stay; None keeps all."""
+
+    def __post_init__(self):
+        for name in (
+            "sequence_length_tokens",
+            "batch_size",
+            "train_steps",
+            "log_every_steps",
+            "eval_every_steps",
+            "eval_batches",
+            "save_every_steps",
+        ):
+            if getattr(self, name) < 1:
+                raise ConfigError(f"{name} must be 1 or more; got {getattr(self, name)}")

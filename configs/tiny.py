@@ -1,0 +1,27 @@
+"""Smallest real run: random legal play of Game of 24 on one CPU, in half a minute.
+
+python -m train tiny
+python -m train tiny --optimizers.policy.peak-learning-rate 1e-3
+"""
+
+from configs.base import Experiment
+from data.documents import LegalPlaySource
+from models.transformer import TransformerConfig
+from train.optimizers import AdamWConfig, OptimizersConfig
+
+
+def get_config() -> Experiment:
+    return Experiment(
+        model=TransformerConfig(vocab_size=109, width=64, num_layers=2, num_heads=4, head_dim=16),
+        tokenizer="game24",
+        sources=(LegalPlaySource(num_plays=20_000, loss="completion"),),
+        validation_sources=(LegalPlaySource(num_plays=1_000, seed=1, loss="completion"),),
+        optimizers=OptimizersConfig(
+            policy=AdamWConfig(peak_learning_rate=3e-3, warmup_steps=20, weight_decay=0.01),
+        ),
+        sequence_length_tokens=64,
+        batch_size=64,
+        train_steps=200,
+        eval_every_steps=100,
+        save_every_steps=100,
+    )

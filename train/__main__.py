@@ -1,0 +1,44 @@
+"""python -m train NAME [--overrides] [--run-folder R] [--resume] [--overwrite] [--show]."""
+
+from configs import load
+
+
+def main(argv: list[str]) -> None:
+    from configs.base import Experiment
+    from train.pipeline import Pipeline
+
+    config, flags = load.parse(argv, program="train", expects=(Experiment, Pipeline))
+    from train import show
+
+    if flags.show:
+        show.print_config(config)
+        return
+    # After the command line is known to be good: these load JAX.
+    from configs.commands import COMMANDS
+    from train import loop, pipeline, run_folder
+    from train.stopping import StopFlag
+
+    with StopFlag(deadline_seconds=flags.stop_after_seconds) as stop:
+        if isinstance(config, Pipeline):
+            pipeline.run(
+                config,
+                flags.run_folder,
+                commands=COMMANDS,
+                stop=stop,
+                resume=flags.resume,
+                overwrite=flags.overwrite,
+                command=flags.command,
+            )
+            return
+        folder = run_folder.prepare(
+            flags.run_folder,
+            config,
+            resume=flags.resume,
+            overwrite=flags.overwrite,
+            command=flags.command,
+        )
+        print(f"checkpoint: {loop.run(config, folder, resume=flags.resume, stop=stop)}")
+
+
+if __name__ == "__main__":
+    load.main("train", main)

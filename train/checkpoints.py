@@ -1,0 +1,216 @@
+"""Checkpoints on disk; every call of orbax is in this file.
+
+    RUN/checkpoints/STEP/
+      params/       all that search and evaluation need
+      train_state/  optimizer moments, step, rng key
+      batches/      position in the data, of every process
+      metadata/     model, tokenizer and data they belong to (JSON)
+
+A folder appears under its final name only when it is complete. One written under another model,
+tokenizer or data is refused, never adapted.
+"""
+
+import dataclasses
+from pathlib import Path
+from typing import Any
+
+import grain
+import jax
+import orbax.checkpoint as ocp
+from flax import linen as nn
+
+from data import tokenizer as tokenizers
+from models.language_model import LanguageModel
+from models.transformer import TransformerConfig
+from train import config_json
+from train.errors import ConfigError, DataError
+from train.step import TrainState
+
+SCHEMA_VERSION = 1
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Metadata:
+    """What a checkpoint belongs to."""
+
+    model: TransformerConfig
+    tokenizer: str
+    tokenizer_fingerprint: str
+    data_hash: str
+    schema_version: int = SCHEMA_VERSION
+
+
+class Checkpoints:
+    """The checkpoints of one run. A context manager: leaving it waits for the last save."""
+
+    def __init__(self, folder: Path, metadata: Metadata, *, keep_checkpoints: int | None):
+        """`folder` is made when absent; keep_checkpoints: the newest that stay (None: all)."""
+        self.folder = Path(folder).absolute()
+        self.metadata = metadata
+        options = ocp.CheckpointManagerOptions(
+            max_to_keep=keep_checkpoints, create=True, cleanup_tmp_directories=True
+        )
+        self._manager = ocp.CheckpointManager(self.folder, options=options)
+
+    def __enter__(self) -> "Checkpoints":
+        return self
+
+    def __exit__(self, *exception) -> None:
+        self._manager.close()
+
+    @property
+    def latest_step(self) -> int | None:
+        """Step of the newest complete checkpoint, None when there is none."""
+        return self._manager.latest_step()
+
+    def path(self, step: int) -> Path:
+        return self.folder / str(step)
+
+    def save(self, step: int, state: TrainState, batches: grain.DatasetIterator) -> None:
+        """Saves in the background; returns once the arrays and the data position are copied.
+
+        Call it after the step and before the next batch is taken: what the iterator has handed
+        out counts as trained on.
+        """
+        if step == self.latest_step:
+            return
+        self._manager.save(
+            step,
+            args=ocp.args.Composite(
+                params=ocp.args.StandardSave(state.params),
+                train_state=ocp.args.StandardSave(_train_state(state)),
+                batches=grain.checkpoint.CheckpointSave(batches),
+                metadata=ocp.args.JsonSave(config_json.encode(self.metadata)),
+            ),
+        )
+
+    def restore(self, abstract_state: TrainState, batches: grain.DatasetIterator) -> TrainState:
+        """State of the newest checkpoint; puts `batches` at the position it had then.
+
+        Args:
+          abstract_state: shapes, dtypes and shardings to restore to; the mesh may differ from the
+            one that saved.
+
+        Raises:
+          DataError: a file is missing or torn. ConfigError: model, tokenizer or data differ.
+        """
+        step = self.latest_step
+        path = self.path(step)
+        _refuse_another(read_metadata(path), self.metadata, path)
+        try:
+            restored = self._manager.restore(
+                step,
+                args=ocp.args.Composite(
+                    params=ocp.args.StandardRestore(abstract_state.params),
+                    train_state=ocp.args.StandardRestore(_train_state(abstract_state)),
+                    batches=grain.checkpoint.CheckpointRestore(batches),
+                ),
+            )
+        except Exception as error:
+            raise _unreadable(path, error) from error
+        return TrainState(params=restored.params, **restored.train_state)
+
+
+def find_step(path: Path | str) -> Path:
+    """The newest checkpoint of a run folder or checkpoints folder, or the one that `path` is.
+
+    Raises:
+      DataError: there is none.
+    """
+    path = Path(path).absolute()
+    if (path / "params").is_dir():
+        return path
+    folder = path / "checkpoints" if (path / "checkpoints").is_dir() else path
+    steps = ocp.utils.checkpoint_steps(folder) if folder.is_dir() else []
+    if not steps:
+        raise DataError(
+            "a checkpoint is a run folder, its checkpoints folder or one step in it; "
+            f"got {path}, which {'holds none' if path.exists() else 'does not exist'}. "
+            "Give the folder of a finished or interrupted `python -m train` run."
+        )
+    return folder / str(max(steps))
+
+
+def read_metadata(step_path: Path) -> Metadata:
+    """What the checkpoint in `step_path` belongs to.
+
+    Raises:
+      DataError: it is not one of ours, torn, or of a newer version of this code.
+    """
+    try:
+        handler = ocp.Checkpointer(ocp.JsonCheckpointHandler())
+        raw = handler.restore(step_path / "metadata")
+    except Exception as error:
+        raise _unreadable(step_path, error) from error
+    version = raw.get("schema_version")
+    if version != SCHEMA_VERSION:
+        raise DataError(
+            f"this code reads checkpoints of schema version {SCHEMA_VERSION}; got {version} in "
+            f"{step_path}. Use the code that wrote it, or train again."
+        )
+    return config_json.decode(raw)
+
+
+def load_params(path: Path | str) -> tuple[TransformerConfig, str, Any]:
+    """Model, tokenizer name and float32 parameters, whatever dtype and mesh they were saved with.
+
+    `path`: a run folder, its checkpoints folder (the newest step) or one step.
+
+    Raises:
+      DataError: nothing complete of ours lies there. ConfigError: the tokenizer of that name is
+        not the one the model was trained with.
+    """
+    step_path = find_step(path)
+    metadata = read_metadata(step_path)
+    fingerprint = tokenizers.load_tokenizer(metadata.tokenizer).fingerprint
+    if fingerprint != metadata.tokenizer_fingerprint:
+        raise ConfigError(
+            f"the tokenizer must be the one the model was trained with; {metadata.tokenizer!r} "
+            f"now has fingerprint {fingerprint[:12]}, the checkpoint {step_path} was trained with "
+            f"{metadata.tokenizer_fingerprint[:12]}. Restore that tokenizer or train again."
+        )
+    device = jax.sharding.SingleDeviceSharding(jax.devices()[0])
+    abstract_params = jax.tree.map(
+        lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=device),
+        nn.unbox(LanguageModel(metadata.model).abstract_params()),
+    )
+    try:
+        params = ocp.StandardCheckpointer().restore(step_path / "params", abstract_params)
+    except Exception as error:
+        raise _unreadable(step_path, error) from error
+    return metadata.model, metadata.tokenizer, params
+
+
+def save_params(path: Path | str, params: Any, metadata: Metadata, *, dtype: str) -> None:
+    """Writes a small checkpoint of parameters only, which `load_params` reads."""
+    cast = jax.tree.map(lambda leaf: leaf.astype(dtype), params)
+    with ocp.Checkpointer(ocp.CompositeCheckpointHandler()) as checkpointer:
+        checkpointer.save(
+            Path(path).absolute(),
+            ocp.args.Composite(
+                params=ocp.args.StandardSave(cast),
+                metadata=ocp.args.JsonSave(config_json.encode(metadata)),
+            ),
+        )
+
+
+def _train_state(state: TrainState) -> dict[str, Any]:
+    return {"opt_state": state.opt_state, "step": state.step, "rng_key": state.rng_key}
+
+
+def _refuse_another(found: Metadata, wanted: Metadata, path: Path) -> None:
+    for field in ("model", "tokenizer_fingerprint", "data_hash"):
+        theirs, ours = getattr(found, field), getattr(wanted, field)
+        if theirs != ours:
+            raise ConfigError(
+                f"a run resumes with the {field} it was saved with; this run has {ours}, "
+                f"{path} has {theirs}. Undo the change, or start afresh in another --run-folder."
+            )
+
+
+def _unreadable(path: Path, error: Exception) -> DataError:
+    reason = str(error).splitlines()[0][:200] if str(error) else type(error).__name__
+    return DataError(
+        f"a checkpoint must be complete and written by `python -m train`; {path} cannot be read "
+        f"({reason}). Delete that step to fall back to the one before, or train again."
+    )

@@ -1,0 +1,285 @@
+"""The training loop: batch, step, log, save, evaluate. One loop for all recipes."""
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import grain
+import jax
+import numpy as np
+import optax
+import rich
+import rich.console
+from flax import linen as nn
+from jax.sharding import Mesh
+
+from data import documents
+from data.tokenizer import Tokenizer, load_tokenizer
+from models import sharding
+from models.language_model import LanguageModel
+from train import checkpoints, metrics, optimizers, recipes
+from train import step as steps
+from train.errors import ConfigError
+from train.stopping import StopFlag
+
+if TYPE_CHECKING:
+    from configs.base import Experiment  # imports point the other way: configs <- train is not
+else:
+    Experiment = Any
+
+
+@dataclass(frozen=True, kw_only=True)
+class Setup:
+    """All parts of a run, made from its config; nothing is allocated on a device yet."""
+
+    model: LanguageModel
+    tokenizer: Tokenizer
+    recipe: recipes.Recipe
+    mesh: Mesh
+    optimizer: optax.GradientTransformation
+    abstract_state: steps.TrainState
+    """Shapes, dtypes and shardings of the state."""
+    metadata: checkpoints.Metadata
+
+    @property
+    def shardings(self) -> steps.TrainState:
+        return jax.tree.map(lambda leaf: leaf.sharding, self.abstract_state)
+
+
+def set_up(experiment: Experiment) -> Setup:
+    """Checks the config as a whole and makes the parts of the run.
+
+    Raises:
+      ConfigError: parts of the config do not fit each other. DataError: unusable data.
+    """
+    model, tokenizer = LanguageModel(experiment.model), load_tokenizer(experiment.tokenizer)
+    try:
+        mesh = sharding.make_mesh(experiment.mesh)
+    except ValueError as error:
+        raise ConfigError(str(error)) from error
+    _check(experiment, tokenizer, mesh)
+    recipe = recipes.RECIPES[experiment.recipe](experiment, model, tokenizer)
+    optimizer = optimizers.make_optimizer(experiment.optimizers, experiment.train_steps)
+
+    abstract_state = jax.eval_shape(
+        lambda: steps.init_state(jax.random.key(experiment.seed), model.init, optimizer)
+    )
+    shardings = steps.state_shardings(abstract_state, model.abstract_params(), mesh)
+    return Setup(
+        model=model,
+        tokenizer=tokenizer,
+        recipe=recipe,
+        mesh=mesh,
+        optimizer=optimizer,
+        abstract_state=jax.tree.map(
+            lambda leaf, at: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=at),
+            abstract_state,
+            shardings,
+        ),
+        metadata=checkpoints.Metadata(
+            model=experiment.model,
+            tokenizer=experiment.tokenizer,
+            tokenizer_fingerprint=tokenizer.fingerprint,
+            data_hash=recipe.data_hash,
+        ),
+    )
+
+
+def run(
+    experiment: Experiment,
+    folder: Path,
+    /,
+    *,
+    resume: bool = False,
+    stop: StopFlag | None = None,
+    console: rich.console.Console | None = None,
+) -> Path:
+    """Trains in an opened run folder (see `train.run_folder.prepare`).
+
+    A run that is stopped or killed at any step and resumed gives, bit for bit on a CPU, the
+    parameters and the metrics of an uninterrupted one.
+
+    Args:
+      resume: continue from the newest checkpoint in the folder; with none there, start.
+
+    Returns:
+      The folder of the last checkpoint.
+
+    Raises:
+      ConfigError: the config does not fit itself or the checkpoint, or the loss is not finite.
+      DataError: unusable data or checkpoint.
+      Preempted: `stop` was requested; the state is saved.
+    """
+    stop, console = stop or StopFlag(), console or rich.get_console()
+    setup = set_up(experiment)
+    batches = setup.recipe.batches()
+    with checkpoints.Checkpoints(
+        folder / "checkpoints", setup.metadata, keep_checkpoints=experiment.keep_checkpoints
+    ) as saved:
+        start_step = saved.latest_step
+        if start_step is not None and not resume:
+            raise ConfigError(
+                f"a new run needs a folder without checkpoints; {folder} has step {start_step}. "
+                "Use --resume to continue it, or another --run-folder."
+            )
+        if start_step is None:
+            state = _initial_state(experiment, setup)
+        else:
+            state = saved.restore(setup.abstract_state, batches)
+            console.print(f"continuing at step {start_step}", highlight=False)
+        with (
+            metrics.MetricsFile(folder / "metrics.jsonl", resume_step=start_step) as log,
+            metrics.Progress(
+                start_step=start_step or 0, train_steps=experiment.train_steps, console=console
+            ) as progress,
+        ):
+            _train(experiment, setup, state, batches, saved, log, progress, stop)
+    return saved.path(experiment.train_steps)
+
+
+def _train(
+    experiment: Experiment,
+    setup: Setup,
+    state: steps.TrainState,
+    batches: grain.DatasetIterator,
+    saved: checkpoints.Checkpoints,
+    log: metrics.MetricsFile,
+    progress: metrics.Progress,
+    stop: StopFlag,
+) -> None:
+    train_step = steps.jit_train_step(setup.recipe.loss_fn, setup.optimizer, setup.shardings)
+    put = _put_on(setup.mesh)
+    validate = _validation(experiment, setup, put)
+    step = int(state.step)
+    running: tuple[int, steps.Metrics] | None = None  # dispatched, its metrics not yet fetched
+
+    def report() -> None:
+        """Waits for the running step, logs it, and ends a run that has diverged."""
+        nonlocal running
+        if running is None:
+            return
+        (done, values), running = running, None
+        values = {name: float(value) for name, value in jax.device_get(values).items()}
+        _refuse_divergence(done, values, experiment, saved.latest_step)
+        speed = progress.update(done, values["loss"], values["num_tokens"])
+        if done % experiment.log_every_steps == 0 or done == experiment.train_steps:
+            log.write(done, values, tokens_per_second=speed)
+
+    def save() -> None:
+        report()  # so that a state that is not finite is never saved
+        saved.save(step, state, batches)
+
+    while True:
+        is_last = step == experiment.train_steps
+        if is_last or (step and step % experiment.save_every_steps == 0):
+            save()
+        # After the save, so that an evaluation that was cut off is done again when resumed.
+        if validate and (is_last or step % experiment.eval_every_steps == 0):
+            report()
+            values = validate(state.params, stop)
+            if values is not None:
+                log.write(step, values)
+                progress.say(_line(f"step {step}", values))
+        if stop.requested:
+            save()
+            stop.raise_preempted(f"step {step} of {experiment.train_steps}")
+        if is_last:
+            return
+        state, values = train_step(state, put(next(batches)))
+        step += 1
+        report()  # of the step before: the device works on this one meanwhile
+        running = (step, values)
+
+
+def _initial_state(experiment: Experiment, setup: Setup) -> steps.TrainState:
+    init = jax.jit(
+        lambda rng_key: steps.init_state(rng_key, setup.model.init, setup.optimizer),
+        out_shardings=setup.shardings,
+    )
+    state = init(jax.random.key(experiment.seed))
+    if experiment.initial_checkpoint is None:
+        return state
+    config, tokenizer, params = checkpoints.load_params(experiment.initial_checkpoint)
+    if config != experiment.model or tokenizer != experiment.tokenizer:
+        raise ConfigError(
+            "initial_checkpoint must have the model and tokenizer of this run; "
+            f"{experiment.initial_checkpoint} has {config} and {tokenizer!r}, this run "
+            f"{experiment.model} and {experiment.tokenizer!r}. Make them equal."
+        )
+    return state.replace(params=jax.device_put(params, setup.shardings.params))
+
+
+def _put_on(mesh: Mesh) -> Callable[[steps.Batch], steps.Batch]:
+    """Moves batches to the devices; the shardings are found once, from the first batch."""
+    shardings = None
+
+    def put(batch: steps.Batch) -> steps.Batch:
+        nonlocal shardings
+        if shardings is None:
+            shardings = sharding.batch_shardings(batch, mesh)
+        if jax.process_count() == 1:
+            return jax.device_put(batch, shardings)
+        return jax.tree.map(jax.make_array_from_process_local_data, shardings, batch)
+
+    return put
+
+
+def _validation(
+    experiment: Experiment, setup: Setup, put: Callable
+) -> Callable[[Any, StopFlag], dict[str, float] | None] | None:
+    """Held-out next-token loss, on the same batches every time; None without sources for it."""
+    if not experiment.validation_sources or not experiment.eval_every_steps:
+        return None
+    corpus = documents.load(
+        experiment.validation_sources,
+        setup.tokenizer,
+        sequence_length_tokens=experiment.sequence_length_tokens,
+    )
+    batches = recipes.text_batches(corpus, experiment.batch_size, seed=0)
+    loss_fn = jax.jit(recipes.next_token_loss(setup.model))
+
+    def validate(params: Any, stop: StopFlag) -> dict[str, float] | None:
+        losses = []
+        for _, batch in zip(range(experiment.eval_batches), batches, strict=False):
+            if stop.requested:
+                return None
+            losses.append(loss_fn(params, put(batch), jax.random.key(0))[0])
+        loss = float(np.mean(jax.device_get(losses)))
+        return {f"{metrics.VALIDATION_PREFIX}text_loss_nats_per_token": loss}
+
+    return validate
+
+
+def _check(experiment: Experiment, tokenizer: Tokenizer, mesh: Mesh) -> None:
+    if tokenizer.vocab_size > experiment.model.vocab_size:
+        raise ConfigError(
+            "the model needs a logit for every token; got "
+            f"model.vocab_size={experiment.model.vocab_size} for the {tokenizer.vocab_size} tokens "
+            f"of tokenizer {experiment.tokenizer!r}. Raise model.vocab_size."
+        )
+    parts = mesh.shape["data"] * mesh.shape["fsdp"]
+    if experiment.batch_size % parts:
+        raise ConfigError(
+            "batch_size must be a multiple of the devices that share a batch (mesh data x fsdp); "
+            f"got batch_size={experiment.batch_size} for {parts}. Change it or the mesh."
+        )
+
+
+def _refuse_divergence(
+    step: int, values: dict[str, float], experiment: Experiment, latest_step: int | None
+) -> None:
+    bad = metrics.not_finite(values)
+    if bad:
+        rates = experiment.optimizers
+        good = "none" if latest_step is None else f"step {latest_step}"
+        raise ConfigError(
+            f"training must stay finite; at step {step} {', '.join(bad)} became NaN or infinite "
+            f"(last good checkpoint: {good}). Lower optimizers.policy.peak_learning_rate "
+            f"(now {rates.policy.peak_learning_rate}) or optimizers.value.peak_learning_rate (now "
+            f"{rates.value.peak_learning_rate}), raise their warmup_steps, or lower clip_norm."
+        )
+
+
+def _line(start: str, values: dict[str, float]) -> str:
+    return start + "".join(f"  {name} {value:.4f}" for name, value in values.items())
