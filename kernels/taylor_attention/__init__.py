@@ -1,0 +1,36 @@
+"""Causal attention whose exp is a polynomial: linear in the length, constant per generated token."""
+
+from kernels.taylor_attention.api import (
+    IMPLEMENTATIONS,
+    crossover_length,
+    fold,
+    query_state,
+    taylor_attention,
+    taylor_attention_step,
+)
+from kernels.taylor_attention.features import (
+    MAX_ORDER,
+    minimax_coefficients,
+    num_features,
+    polynomial,
+    positive_radius,
+    taylor_coefficients,
+)
+from kernels.taylor_attention.state import TaylorState, empty_state
+
+__all__ = [
+    "IMPLEMENTATIONS",
+    "MAX_ORDER",
+    "TaylorState",
+    "crossover_length",
+    "empty_state",
+    "fold",
+    "minimax_coefficients",
+    "num_features",
+    "polynomial",
+    "positive_radius",
+    "query_state",
+    "taylor_attention",
+    "taylor_attention_step",
+    "taylor_coefficients",
+]
