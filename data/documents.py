@@ -23,7 +23,7 @@ import grain
 import numpy as np
 from jaxtyping import Bool, Int
 
-from data import files, game24, packing, records
+from data import files, game24, mixture, packing, records
 from data.errors import DataError
 from data.packing import Documents, Windows
 from data.tokenizer import Tokenizer, load_tokenizer
@@ -211,15 +211,6 @@ class Corpus:
             digest.update(np.ascontiguousarray(array))
         return digest.hexdigest()
 
-    def row_numbers(self, seed: int) -> grain.MapDataset:
-        """Endless row numbers: each source shuffled anew every epoch, mixed by weight."""
-        ends = np.cumsum(self.num_rows).tolist()
-        shuffled = [
-            grain.MapDataset.range(end - count, end).shuffle(seed=seed + i).repeat()
-            for i, (end, count) in enumerate(zip(ends, self.num_rows, strict=True))
-        ]
-        return grain.MapDataset.mix(shuffled, self.weights)
-
     def gather(self, rows: Int[np.ndarray, " B"]) -> Batch:
         """The batch of these rows."""
         segment_ids = self.windows.segment_ids[rows]
@@ -248,16 +239,15 @@ def load(sources: Sequence[Source], tokenizer: Tokenizer, *, sequence_length_tok
 
 def batches(
     corpus: Corpus, *, batch_size: int, seed: int, host: int = 0, num_hosts: int = 1
-) -> grain.IterDataset:
-    """Endless batches. Iterators have grain's `get_state` and `set_state`: a restored one
-    continues with exactly the batches that the first would have given.
-
-    Args:
-      batch_size: rows of a batch on this host.
-      host, num_hosts: each host takes every `num_hosts`-th row, beginning with row `host`.
-    """
-    rows = corpus.row_numbers(seed)
-    if num_hosts > 1:
-        rows = rows[host::num_hosts]
-    dataset = rows.batch(batch_size, batch_fn=np.array).map(corpus.gather)
-    return dataset.to_iter_dataset(grain.ReadOptions(num_threads=2, prefetch_buffer_size=8))
+) -> grain.IterDataset[Batch]:
+    """Endless batches of a corpus; the arguments are those of `data.mixture.batched_rows`."""
+    rows = mixture.batched_rows(
+        corpus.num_rows,
+        corpus.weights,
+        corpus.gather,
+        batch_size=batch_size,
+        seed=seed,
+        host=host,
+        num_hosts=num_hosts,
+    )
+    return mixture.iterate(rows)

@@ -1,0 +1,196 @@
+"""Search records -> batches that teach policy, value and text at the same time.
+
+A batch is a dictionary of up to three dictionaries of arrays (a part of size 0 is left out):
+  policy: tokens [B,T], lengths [B], candidates [B,k,s], candidate_lengths [B,k] (0 = absent),
+          weights [B,k+1] (the last is all that is not a candidate)
+  value:  tokens [B,T], value_target [B,T], value_mask [B,T] (1 at the last token of a state whose
+          value is known)
+  text:   as in `data.documents`
+Integers are int32, the rest float32; rows are padded on the right.
+"""
+
+import dataclasses
+import functools
+import hashlib
+import itertools
+from collections.abc import Sequence
+from typing import Literal
+
+import grain
+import numpy as np
+from jaxtyping import Int
+
+from data import documents, mixture, record_rows, records
+from data.errors import DataError
+from data.record_rows import Arrays, SolvedTexts
+from data.records import SearchRecord
+from data.tokenizer import Tokenizer
+
+Folders = list[list[SearchRecord]]
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class RecordSource:
+    """A folder of record shards; its share of the rows is its weight."""
+
+    path: str
+    weight: float = 1.0
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class HybridConfig:
+    """What is taken from search records, and the shapes of the batches.
+
+    Attributes:
+      records: folders of records, for instance one per round.
+      policy_batch, value_batch, text_batch: rows of each part; 0 leaves the part out.
+      prefix_tokens: T of policy rows: the longest prompt and completion before a move.
+      num_candidates: k; of more candidates the ones of largest weight are kept.
+      candidate_tokens: s, the longest move.
+      path_tokens: T of value rows: the longest prompt and completion.
+      policy_from: "all" positions, or only those below which a "solved" text is known.
+      value_from: "outcome" labels played positions and finished texts with how they ended;
+        "tree" adds the nodes of the trees and lets solved texts anywhere below decide.
+      value_min_visits: a tree node below which nothing solved was found is labelled 0 only
+        after this many visits.
+      label_once: label a state in only one of the rows that pass through it.
+    """
+
+    records: tuple[RecordSource, ...]
+    policy_batch: int = 64
+    value_batch: int = 64
+    text_batch: int = 64
+    prefix_tokens: int = 32
+    num_candidates: int = 16
+    candidate_tokens: int = 12
+    path_tokens: int = 32
+    policy_from: Literal["all", "solved"] = "all"
+    value_from: Literal["outcome", "tree"] = "tree"
+    value_min_visits: int = 24
+    label_once: bool = True
+
+
+@dataclasses.dataclass(frozen=True)
+class Rows:
+    """Rows of one part, source after source; arrays share their first axis."""
+
+    arrays: Arrays
+    num_rows: tuple[int, ...]
+    weights: tuple[float, ...]
+
+    def gather(self, rows: Int[np.ndarray, " B"]) -> Arrays:
+        return {name: array[rows] for name, array in self.arrays.items()}
+
+
+@dataclasses.dataclass(frozen=True)
+class HybridCorpus:
+    """All rows of a hybrid training run, in memory. A part that is not used is None."""
+
+    policy: Rows | None
+    value: Rows | None
+    text: documents.Corpus | None
+
+    @functools.cached_property
+    def fingerprint(self) -> str:
+        """SHA-256 (hex) of all that training can see of the corpus."""
+        digest = hashlib.sha256((self.text.fingerprint if self.text else "").encode())
+        for rows in filter(None, (self.policy, self.value)):
+            digest.update(repr((rows.num_rows, rows.weights)).encode())
+            for name, array in rows.arrays.items():
+                digest.update(repr((name, array.shape, array.dtype.str)).encode())
+                digest.update(np.ascontiguousarray(array))
+        return digest.hexdigest()
+
+
+def load(
+    config: HybridConfig,
+    text_sources: Sequence[documents.Source],
+    tokenizer: Tokenizer,
+    *,
+    sequence_length_tokens: int,
+) -> HybridCorpus:
+    """Reads all records and text sources.
+
+    Raises:
+      DataError: if records are not readable, do not fit the shapes, or hold no rows at all.
+    """
+    folders = [list(records.read_folder(source.path)) for source in config.records]
+    solved = SolvedTexts(itertools.chain.from_iterable(folders))
+    return HybridCorpus(
+        policy=_policy(config, folders, solved, tokenizer) if config.policy_batch else None,
+        value=_value(config, folders, solved, tokenizer) if config.value_batch else None,
+        text=documents.load(text_sources, tokenizer, sequence_length_tokens=sequence_length_tokens)
+        if config.text_batch
+        else None,
+    )
+
+
+def _policy(
+    config: HybridConfig, folders: Folders, solved: SolvedTexts, tokenizer: Tokenizer
+) -> Rows:
+    rows = functools.partial(
+        record_rows.policy_rows,
+        solved=solved,
+        solved_only=config.policy_from == "solved",
+        num_candidates=config.num_candidates,
+        prefix_tokens=config.prefix_tokens,
+        candidate_tokens=config.candidate_tokens,
+        pad_id=tokenizer.pad_id,
+    )
+    return _join("policy", [rows(games) for games in folders], config)
+
+
+def _value(
+    config: HybridConfig, folders: Folders, solved: SolvedTexts, tokenizer: Tokenizer
+) -> Rows:
+    rows = functools.partial(
+        record_rows.value_rows,
+        solved=solved,
+        value_from=config.value_from,
+        min_visits=config.value_min_visits,
+        label_once=config.label_once,
+        path_tokens=config.path_tokens,
+        pad_id=tokenizer.pad_id,
+    )
+    return _join("value", [rows(games) for games in folders], config)
+
+
+def _join(part: str, sources: list[Arrays], config: HybridConfig) -> Rows:
+    """Rows of all folders; folders without any are left out of the mixture."""
+    counts = [len(arrays["tokens"]) for arrays in sources]
+    weights = [source.weight for source in config.records]
+    if not sum(counts) or min(weights) <= 0:
+        raise DataError(
+            f"hybrid training needs {part} rows from folders of positive weight; got {counts} rows "
+            f"of weights {weights} from {[source.path for source in config.records]}. "
+            f"Search more, take policy_from='all', or set {part}_batch=0."
+        )
+    arrays = {name: np.concatenate([rows[name] for rows in sources]) for name in sources[0]}
+    kept = [i for i, count in enumerate(counts) if count]
+    return Rows(arrays, tuple(counts[i] for i in kept), tuple(weights[i] for i in kept))
+
+
+def batches(
+    corpus: HybridCorpus, config: HybridConfig, *, seed: int, host: int = 0, num_hosts: int = 1
+) -> grain.IterDataset[dict[str, Arrays]]:
+    """Endless hybrid batches; iterators can be saved and restored (`data.mixture.iterate`)."""
+    parts = {
+        "policy": (corpus.policy, config.policy_batch),
+        "value": (corpus.value, config.value_batch),
+        "text": (corpus.text, config.text_batch),
+    }
+    parts = {name: part for name, part in parts.items() if part[0] is not None}
+    datasets = [
+        mixture.batched_rows(
+            rows.num_rows,
+            rows.weights,
+            rows.gather,
+            batch_size=batch_size,
+            seed=seed + 1000 * i,
+            host=host,
+            num_hosts=num_hosts,
+        )
+        for i, (rows, batch_size) in enumerate(parts.values())
+    ]
+    joined = grain.experimental.ZipMapDataset(datasets)
+    return mixture.iterate(joined.map(lambda arrays: dict(zip(parts, arrays, strict=True))))
