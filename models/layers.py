@@ -41,7 +41,7 @@ def rotate(
     return rotated.astype(x.dtype)
 
 
-def dense(features: tuple[int, ...], axes: tuple[str, ...], dtype: str, name: str, axis=-1):
+def dense(features: tuple[int, ...], axes: tuple[str | None, ...], dtype: str, name: str, axis=-1):
     """A bias-free projection whose kernel carries logical axis names (for `models.sharding`)."""
     init = nn.initializers.variance_scaling(1.0, "fan_in", "normal")  # sees a flat [in, out]
     return nn.DenseGeneral(
