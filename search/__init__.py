@@ -1,0 +1,1 @@
+"""Search: prompts -> batched Gumbel MuZero trees over tokens or lines -> records."""

@@ -1,0 +1,210 @@
+"""Gumbel MuZero search (Danihelka et al., ICLR 2022): the one place that calls mctx.
+
+The root holds k candidates drawn with their Gumbel noise g, and the same g goes into the search,
+so nothing is lost against a search over every continuation as long as k exceeds the considered
+actions. What the k leave out is one more bucket, the *rest*: unvisited, so worth the mixed value.
+"""
+
+import dataclasses
+import functools
+
+import jax
+import jax.numpy as jnp
+import mctx
+from flax import struct
+from jaxtyping import Array, Float, Int
+
+from search import proposals, token_model
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class SearchConfig:
+    """One search per move.
+
+    num_simulations: per move; a tuple gives move i its own (the last one repeats).
+    max_considered_actions: m, root actions that Sequential Halving starts with (m < k).
+    use_oracle: a finished text is worth what the checker says. Without it, its value.
+    use_value: leaves are worth the value head's estimate. Without it, 0.
+    value_scale, maxvisit_init, rescale_values: sigma(q) = (maxvisit_init + max visits) *
+      value_scale * q, with q first stretched to [0, 1] per node if rescale_values.
+    root_noise: root actions are sampled with Gumbel noise (training games), else the k likeliest.
+    """
+
+    action: token_model.ActionConfig = token_model.ActionConfig()
+    num_simulations: int | tuple[int, ...] = 50
+    max_considered_actions: int = 16
+    use_oracle: bool = False
+    use_value: bool = True
+    value_scale: float = 0.1
+    maxvisit_init: float = 50.0
+    rescale_values: bool = False
+    root_noise: bool = False
+
+    def simulations_at(self, move: int) -> int:
+        if isinstance(self.num_simulations, int):
+            return self.num_simulations
+        return self.num_simulations[min(move, len(self.num_simulations) - 1)]
+
+
+@struct.dataclass
+class SearchResult:
+    """What a search says about the root, and where it went.
+
+    root_candidates: the k candidates of the root. action: `[B]` the one to play.
+    weights: `[B, k+1]` improved policy, the rest last.
+    visits: `[B, k]`. qvalues: `[B, k]` (0 where unvisited). value: `[B]` of the root, mixed.
+    child: the state after `action`. evaluations: `[B]` tokens read by the model in this search.
+    tree: mctx's, with node embeddings reduced to their texts and outcomes.
+    """
+
+    root_candidates: proposals.Candidates
+    action: Int[Array, "B"]
+    weights: Float[Array, "B k1"]
+    visits: Int[Array, "B k"]
+    qvalues: Float[Array, "B k"]
+    value: Float[Array, "B"]
+    child: token_model.State
+    evaluations: Int[Array, "B"]
+    tree: mctx.Tree
+
+
+def completed_qvalues(tree: mctx.Tree, node_index, config: SearchConfig):
+    """sigma of the completed q-values of one node: of its k actions, and of its rest bucket.
+
+    Unvisited actions and the rest get v_mix = (v + N * sum_b p_b q_b / sum_b p_b) / (1 + N) over
+    visited b (Gumbel MuZero, appendix D, equation 33). Returns (`[k]`, scalar, v_mix).
+    """
+    visits = tree.children_visits[node_index]
+    visited = visits > 0
+    qvalues = tree.qvalues(node_index)
+    probs = jnp.exp(tree.children_prior_logits[node_index])
+    probs = jnp.where(visited, jnp.maximum(probs, jnp.finfo(probs.dtype).tiny), 0.0)
+    weighted = jnp.sum(probs * jnp.where(visited, qvalues, 0.0))
+    weighted = weighted / jnp.where(jnp.any(visited), jnp.sum(probs), 1.0)
+    total = jnp.sum(visits)
+    mixed = (tree.raw_values[node_index] + total * weighted) / (total + 1)
+    completed = jnp.where(visited, qvalues, mixed)
+    rest = mixed
+    if config.rescale_values:
+        low = jnp.minimum(jnp.min(completed), mixed)
+        high = jnp.maximum(jnp.max(completed), mixed)
+        span = jnp.maximum(high - low, 1e-8)
+        completed, rest = (completed - low) / span, (mixed - low) / span
+    scale = (config.maxvisit_init + jnp.max(visits)) * config.value_scale
+    return scale * completed, scale * rest, mixed
+
+
+def log_rest(log_probs: Float[Array, "*B k"]) -> Float[Array, "*B"]:
+    """log(1 - sum p): the probability that k candidates leave to all others (at least 1e-9)."""
+    return jnp.log(jnp.maximum(1.0 - jnp.sum(jnp.exp(log_probs), axis=-1), 1e-9))
+
+
+def improved_policy(tree: mctx.Tree, node_index, config: SearchConfig) -> Float[Array, "k1"]:
+    """softmax(log p + sigma(completed q)) over k actions and the rest (equation 11)."""
+    log_probs = tree.children_prior_logits[node_index]
+    sigma, sigma_rest, _ = completed_qvalues(tree, node_index, config)
+    rest = log_rest(log_probs) + sigma_rest
+    return jax.nn.softmax(jnp.append(log_probs + sigma, rest))
+
+
+def _interior_action(rng_key, tree, node_index, depth, *, config):
+    """argmax_a pi'(a) - N(a) / (1 + sum N) (equation 14), the rest in the normaliser."""
+    del rng_key, depth
+    weights = improved_policy(tree, node_index, config)[:-1]
+    visits = tree.children_visits[node_index]
+    return jnp.argmax(weights - visits / (1 + jnp.sum(visits))).astype(jnp.int32)
+
+
+def search(
+    model: token_model.TokenModel,
+    params,
+    root: token_model.State,
+    rng_key: Array,
+    *,
+    num_simulations: int,
+    config: SearchConfig,
+    verify: token_model.Verify | None = None,
+) -> SearchResult:
+    """Searches B texts at once. `root` needs no candidates; they are proposed here.
+
+    A finished edge has reward r and discount 0: r is the oracle's outcome, or else the value head's
+    estimate of the finished text (a text that ran out of room is a failure). Simulations that reach
+    a finished text again only count visits.
+    """
+    if config.use_oracle and verify is None:
+        raise ValueError(
+            "use_oracle asks for a checker; got verify=None. Pass one, or switch it off."
+        )
+    noise_key, search_key = jax.random.split(rng_key)
+    root = model.propose(params, root, noise_key if config.root_noise else None)
+    value_on = 1.0 if config.use_value else 0.0
+
+    def recurrent_fn(params, rng_key, action, state):
+        del rng_key
+        was_finished = state.finished
+        child = model.act(params, state, action)
+        if config.use_oracle:
+            child = token_model.judge(child, verify)
+            final = child.outcome
+        else:
+            final = jnp.where(child.ended, value_on * child.value, 0.0)
+        child = model.propose(params, child)
+        child = child.replace(outcome=jnp.where(child.finished, final, 0.0))
+        output = mctx.RecurrentFnOutput(
+            reward=jnp.where(child.finished & ~was_finished, final, 0.0),
+            discount=jnp.where(child.finished, 0.0, 1.0),
+            prior_logits=child.candidates.log_probs,
+            value=jnp.where(child.finished, 0.0, value_on * child.value),
+        )
+        return output, child
+
+    qtransform = lambda tree, node: completed_qvalues(tree, node, config)[0]  # noqa: E731
+    tree = mctx.search(
+        params=params,
+        rng_key=search_key,
+        root=mctx.RootFnOutput(
+            prior_logits=root.candidates.log_probs, value=value_on * root.value, embedding=root
+        ),
+        recurrent_fn=recurrent_fn,
+        root_action_selection_fn=functools.partial(
+            mctx.gumbel_muzero_root_action_selection,
+            num_simulations=num_simulations,
+            max_num_considered_actions=config.max_considered_actions,
+            qtransform=qtransform,
+        ),
+        interior_action_selection_fn=functools.partial(_interior_action, config=config),
+        num_simulations=num_simulations,
+        extra_data=mctx.GumbelMuZeroExtraData(root_gumbel=root.candidates.gumbel),
+    )
+    return _summarise(model, params, root, tree, config)
+
+
+def _summarise(model, params, root, tree, config) -> SearchResult:
+    rows = jnp.arange(root.length.shape[0])
+    sigma, _, mixed = jax.vmap(lambda t: completed_qvalues(t, 0, config))(tree)
+    visits = tree.children_visits[:, 0]
+    score = root.candidates.gumbel + root.candidates.log_probs + sigma
+    most_visited = visits == jnp.max(visits, axis=-1, keepdims=True)
+    action = jnp.argmax(jnp.where(most_visited, score, -jnp.inf), axis=-1).astype(jnp.int32)
+    child_index = tree.children_index[rows, 0, action]
+    nodes = tree.embeddings
+    # A node below a finished one is that text again: it cost nothing that a real search would pay.
+    evaluations = jnp.where(tree.node_visits[:, 1:] > 0, nodes.evaluations[:, 1:], 0).sum(axis=1)
+    child = jax.tree.map(lambda x: x[rows, child_index], nodes)
+    texts = {
+        "tokens": nodes.tokens,
+        "length": nodes.length,
+        "finished": nodes.finished,
+        "outcome": nodes.outcome,
+    }
+    return SearchResult(
+        root_candidates=root.candidates,
+        action=action,
+        weights=jax.vmap(lambda t: improved_policy(t, 0, config))(tree),
+        visits=visits,
+        qvalues=jnp.where(visits > 0, jax.vmap(lambda t: t.qvalues(0))(tree), 0.0),
+        value=mixed,
+        child=child,
+        evaluations=evaluations + root.evaluations,
+        tree=tree.replace(embeddings=texts),
+    )

@@ -1,0 +1,115 @@
+"""The actions of a node: k distinct continuations, from the model itself, with exact probabilities.
+
+At the root they are drawn without replacement (stochastic beam search), elsewhere they are the k
+likeliest (beam search). The two are one algorithm: the noise is either Gumbel or zero.
+"""
+
+import jax
+import jax.numpy as jnp
+from flax import struct
+from jaxtyping import Array, Float, Int
+
+from models import cache as caches
+from models import language_model
+
+
+@struct.dataclass
+class Candidates:
+    """k continuations per row, best first.
+
+    tokens: `[B, k, s]`, right-padded. lengths: `[B, k]`. log_probs: `[B, k]`, log p(tokens |
+    text), not renormalised over the k: what is missing to 1 is the rest. gumbel: `[B, k]`, the
+    noise g that ranked them by g + log p; zero without noise.
+    """
+
+    tokens: Int[Array, "B k s"]
+    lengths: Int[Array, "B k"]
+    log_probs: Float[Array, "B k"]
+    gumbel: Float[Array, "B k"]
+
+
+def propose(
+    model: language_model.LanguageModel,
+    params: language_model.Params,
+    cache: caches.Cache,
+    logits: Float[Array, "B V"],
+    *,
+    num_candidates: int,
+    num_tokens: int,
+    stop_tokens: tuple[int, ...],
+    rng_key: Array | None = None,
+) -> Candidates:
+    """k distinct continuations of up to `num_tokens` tokens, each ending early at a stop token.
+
+    With `rng_key`, a sample without replacement from the model's distribution over continuations,
+    ranked by g + log p with g ~ Gumbel(0, 1) per continuation, as Gumbel MuZero asks of root
+    actions. Stochastic beam search: Kool, van Hoof and Welling, arXiv:1903.06059, algorithm 1.
+    Without it, plain beam search.
+
+    Args:
+      cache, logits: the text so far and the model's next-token logits after it.
+    """
+    batch, vocab = logits.shape
+    k = num_candidates
+    keys = [None] * num_tokens if rng_key is None else jax.random.split(rng_key, num_tokens + 1)
+    # The empty continuation: one beam of probability 1 (and the largest noise of all that follow).
+    log_probs = jnp.zeros((batch, 1))
+    perturbed = jnp.zeros((batch, 1))
+    if rng_key is not None:
+        perturbed = jax.random.gumbel(keys[-1], (batch, 1))
+    tokens = jnp.zeros((batch, 1, num_tokens), jnp.int32)
+    lengths = jnp.zeros((batch, 1), jnp.int32)
+    stopped = jnp.zeros((batch, 1), bool)
+    next_log_probs = jax.nn.log_softmax(logits)[:, None]
+    lanes = None
+
+    for i in range(num_tokens):
+        beams = tokens.shape[1]
+        # A stopped beam has one child, itself, kept in the column of token 0.
+        only_self = jnp.where(jnp.arange(vocab) == 0, 0.0, -jnp.inf)
+        children = jnp.where(stopped[..., None], only_self, next_log_probs)
+        children = children + log_probs[..., None]
+        ranked = children
+        if rng_key is not None:
+            ranked = children + jax.random.gumbel(keys[i], children.shape)
+            ranked = _condition_on_maximum(ranked, perturbed)
+            # A stopped beam keeps the noise it has.
+            ranked = jnp.where(stopped[..., None], only_self + perturbed[..., None], ranked)
+        width = min(k, beams * vocab)
+        perturbed, index = jax.lax.top_k(ranked.reshape(batch, -1), width)
+        parent, token = index // vocab, index % vocab
+
+        def of(x, parent=parent):
+            return jnp.take_along_axis(x, parent, axis=1)
+
+        log_probs = jnp.take_along_axis(children.reshape(batch, -1), index, axis=1)
+        was_stopped, lengths = of(stopped), of(lengths)
+        tokens = jnp.take_along_axis(tokens, parent[..., None], axis=1)
+        tokens = tokens.at[:, :, i].set(jnp.where(was_stopped, 0, token))
+        lengths = jnp.where(was_stopped, lengths, i + 1)
+        stopped = was_stopped | jnp.isin(token, jnp.asarray(stop_tokens))
+        if i + 1 < num_tokens:
+            if lanes is None:
+                lanes = model.empty_lanes(batch, width, num_tokens - 1)
+            else:
+                lanes = caches.reorder(lanes, parent)
+            out, lanes = model.branch(params, cache, lanes, tokens[:, :, i])
+            next_log_probs = jax.nn.log_softmax(out.logits)
+
+    gumbel = jnp.zeros_like(log_probs) if rng_key is None else perturbed - log_probs
+    return Candidates(tokens=tokens, lengths=lengths, log_probs=log_probs, gumbel=gumbel)
+
+
+def _condition_on_maximum(
+    perturbed: Float[Array, "B R V"], maximum: Float[Array, "B R"]
+) -> Float[Array, "B R V"]:
+    """Shifts Gumbels so that the largest of each row becomes `maximum`, the others below it.
+
+    Source: arXiv:1903.06059, appendix B.3 (the numerically stable form):
+    v = T - g + log1mexp(g - Z), result = T - max(0, v) - log1p(exp(-|v|)).
+    """
+    top = jnp.max(perturbed, axis=-1, keepdims=True)
+    maximum = maximum[..., None]
+    gap = jnp.minimum(perturbed - top, 0.0)
+    v = maximum - perturbed + jnp.log1p(-jnp.exp(gap))
+    return maximum - jnp.maximum(0.0, v) - jnp.log1p(jnp.exp(-jnp.abs(v)))

@@ -1,0 +1,272 @@
+"""Prompts -> searched games -> SearchRecords, one shard per batch, resumable between batches."""
+
+import dataclasses
+import functools
+import json
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from data import problems, records, tokenizer
+from models import language_model
+from search import gumbel, oracle, token_model
+from train import checkpoints, metrics
+from train.errors import ConfigError
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class SelfPlayConfig:
+    """One search run: `python -m search NAME --checkpoint P`."""
+
+    checkpoint: str = ""
+    """Run folder or checkpoint of the model that plays."""
+    problem_set: str = "game24"
+    """Name of the problems (see data.problems)."""
+    split: str = "train"
+    """Which of its splits to play."""
+    limit: int | None = None
+    """Only the first so many problems; None plays all."""
+    games_per_problem: int = 1
+    """Games from each prompt, each with its own noise."""
+    search: gumbel.SearchConfig = gumbel.SearchConfig(use_oracle=True, root_noise=True)
+    """How each move is searched."""
+    max_moves: int = 3
+    """Moves (actions) after which a game is over, finished or not."""
+    random_moves: int = 0
+    """First moves drawn from the model's prior instead of being searched, to see other states."""
+    batch_size: int = 64
+    """Games searched at once."""
+    keep_trees: bool = True
+    """Whether records hold the whole search trees."""
+    seed: int = 0
+    """Decides all noise."""
+
+
+@functools.partial(jax.jit, static_argnums=(0,))
+def _start(model, params, tokens, lengths, problem):
+    return model.start(params, tokens, lengths, problem)
+
+
+@functools.partial(jax.jit, static_argnums=(0, 4, 5, 6))
+def _search(model, params, root, rng_key, num_simulations, config, verify):
+    return gumbel.search(
+        model,
+        params,
+        root,
+        rng_key,
+        num_simulations=num_simulations,
+        config=config,
+        verify=verify,
+    )
+
+
+@functools.partial(jax.jit, static_argnums=(0, 4))
+def _random_move(model, params, root, rng_key, verify):
+    """One move drawn from the model (the best of a Gumbel sample is a sample)."""
+    root = model.propose(params, root, rng_key)
+    child = model.act(params, root, jnp.zeros_like(root.length))
+    return child if verify is None else token_model.judge(child, verify)
+
+
+@dataclasses.dataclass(frozen=True)
+class Game:
+    """A played game: its record, and the tokens the model read to play it."""
+
+    record: records.SearchRecord
+    evaluations: int
+
+
+def play(
+    model: token_model.TokenModel,
+    params: language_model.Params,
+    prompts: Sequence[problems.Prompt],
+    numbers: Sequence[int],
+    text: tokenizer.Tokenizer,
+    config: SelfPlayConfig,
+    rng_key: jax.Array,
+    verify: oracle.Oracle | None = None,
+) -> list[Game]:
+    """Plays one game per prompt, all at once, a search per move.
+
+    Args:
+      numbers: which problem each prompt is, for the oracle.
+      verify: the oracle; needed exactly when `config.search.use_oracle`.
+    """
+    if config.search.use_oracle != (verify is not None):
+        raise ValueError(
+            "an oracle is given exactly when the search uses it; got "
+            f"use_oracle={config.search.use_oracle} and verify={verify}."
+        )
+    encoded = [text.encode(prompt.text) for prompt in prompts]
+    lengths = np.array([len(ids) for ids in encoded], np.int32)
+    tokens = np.full((len(encoded), lengths.max()), text.pad_id, np.int32)
+    for row, ids in enumerate(encoded):
+        tokens[row, : len(ids)] = ids
+    state = _start(model, params, tokens, lengths, np.asarray(numbers, np.int32))
+    evaluations = lengths.astype(np.int64)
+    state = state.replace(evaluations=jnp.zeros_like(state.evaluations))
+    searched: list[list[tuple[records.Position, records.Tree]]] = [[] for _ in prompts]
+
+    for move, move_key in enumerate(jax.random.split(rng_key, config.max_moves)):
+        if move < config.random_moves:
+            state = _random_move(model, params, state, move_key, verify)
+            evaluations += np.asarray(state.evaluations)
+            state = state.replace(evaluations=jnp.zeros_like(state.evaluations))
+            continue
+        root = {"length": np.asarray(state.length), "finished": np.asarray(state.finished)}
+        if root["finished"].all():
+            break
+        result = _search(
+            model,
+            params,
+            state,
+            move_key,
+            config.search.simulations_at(move),
+            config.search,
+            verify,
+        )
+        state = result.child.replace(evaluations=jnp.zeros_like(result.evaluations))
+        host = jax.device_get(dataclasses.replace(result, child=None))
+        for row in np.flatnonzero(~root["finished"]):
+            evaluations[row] += host.evaluations[row]
+            searched[row].append(_position(host, row, root["length"][row], verify is not None))
+
+    final = jax.device_get(
+        {"tokens": state.tokens, "length": state.length, "outcome": state.outcome}
+    )
+    games = []
+    for row, prompt in enumerate(prompts):
+        completion = tuple(final["tokens"][row, : final["length"][row]].tolist())
+        trees = tuple(tree for _, tree in searched[row])
+        record = records.SearchRecord(
+            problem_id=prompt.id,
+            split=prompt.split,
+            prompt=prompt.text,
+            completion=text.decode(completion),
+            prompt_tokens=tuple(encoded[row]),
+            completion_tokens=completion,
+            outcome=float(final["outcome"][row]) if verify is not None else None,
+            seed=config.seed,
+            settings=dataclasses.asdict(config.search),
+            positions=tuple(position for position, _ in searched[row]),
+            leaves=_leaves(completion, searched[row]),
+            trees=trees if config.keep_trees else (),
+        )
+        games.append(Game(record=record, evaluations=int(evaluations[row])))
+    return games
+
+
+def _position(
+    result: gumbel.SearchResult, row: int, offset: int, checked: bool
+) -> tuple[records.Position, records.Tree]:
+    """What one search says of one row, as it is written down (offsets are in completion tokens)."""
+    tree = result.tree
+    texts, parents = tree.embeddings, tree.parents[row]
+    root = result.root_candidates
+    position = records.Position(
+        offset=int(offset),
+        candidates=tuple(
+            tuple(ids[:n].tolist()) for ids, n in zip(root.tokens[row], root.lengths[row])
+        ),
+        weights=tuple(result.weights[row].astype(float).tolist()),
+        visits=tuple(result.visits[row].tolist()),
+        root_value=float(result.value[row]),
+        prior=tuple(np.exp(root.log_probs[row]).astype(float).tolist()),
+    )
+    number_of: dict[int, int] = {}
+    columns: dict[str, list] = {f.name: [] for f in dataclasses.fields(records.Tree)}
+    for node in range(len(parents)):
+        parent = int(parents[node])
+        if node and (parent not in number_of or texts["finished"][row, parent]):
+            continue  # what mctx grows below a finished text is that text again
+        number_of[node] = len(number_of)
+        start = offset if node == 0 else int(texts["length"][row, parent])
+        action = int(tree.action_from_parent[row, node])
+        prior = 1.0 if node == 0 else np.exp(tree.children_prior_logits[row, parent, action])
+        finished = bool(texts["finished"][row, node])
+        edge = texts["tokens"][row, node, start : texts["length"][row, node]]
+        columns["parent"].append(number_of[parent] if node else -1)
+        columns["edge_tokens"].append(tuple(edge.tolist()))
+        columns["prior"].append(float(prior))
+        columns["visits"].append(int(tree.node_visits[row, node]))
+        columns["value"].append(float(tree.node_values[row, node]))
+        outcome = float(texts["outcome"][row, node]) if finished and checked else None
+        columns["outcome"].append(outcome)
+    return position, records.Tree(**{name: tuple(column) for name, column in columns.items()})
+
+
+def _leaves(completion, searched) -> tuple[records.Leaf, ...]:
+    """Every finished text that was judged, once."""
+    found: dict[tuple[int, ...], float | None] = {}
+    for position, tree in searched:
+        paths: list[tuple[int, ...]] = []
+        for node, parent in enumerate(tree.parent):
+            before = completion[: position.offset] if parent < 0 else paths[parent]
+            paths.append(before + tree.edge_tokens[node])
+            if tree.outcome[node] is not None:
+                found[paths[-1]] = tree.outcome[node]
+    return tuple(records.Leaf(tokens=path, outcome=outcome) for path, outcome in found.items())
+
+
+def run(config: SelfPlayConfig, run_folder: Path, *, resume: bool, stop) -> Path:
+    """Plays all problems of the config; returns the folder of the record shards.
+
+    A shard is one batch; finished shards are never played again. The same config gives the same
+    bytes, whether interrupted or not.
+
+    Raises:
+      Preempted: `stop` was requested; all finished batches are saved.
+    """
+    model_config, tokenizer_name, params = checkpoints.load_params(config.checkpoint)
+    text = tokenizer.load_tokenizer(tokenizer_name)
+    if text.newline_id is None and config.search.action.kind == "step":
+        raise ConfigError(
+            f"step actions end at a newline token; tokenizer {tokenizer_name!r} has none. "
+            'Use --search.action.kind "token".'
+        )
+    model = token_model.TokenModel(
+        model=language_model.LanguageModel(model_config),
+        config=config.search.action,
+        eos_id=text.eos_id,
+        newline_id=text.newline_id if text.newline_id is not None else text.eos_id,
+    )
+    all_problems = problems.load_problems(config.problem_set, config.split)[: config.limit]
+    games = [n for n in range(len(all_problems)) for _ in range(config.games_per_problem)]
+    verify = None
+    if config.search.use_oracle:
+        verify = oracle.Oracle(config.problem_set, config.split, tokenizer_name)
+
+    folder = run_folder / "records"
+    folder.mkdir(parents=True, exist_ok=True)
+    seed_key = jax.random.key(config.seed)
+    num_batches = -(-len(games) // config.batch_size)
+    with metrics.Progress("search", num_batches) as progress:
+        for batch in range(num_batches):
+            shard = folder / f"shard-{batch:05d}-of-{num_batches:05d}{records.SUFFIX}"
+            if records.sidecar_path(shard).exists():
+                continue
+            if stop is not None and stop.requested:
+                stop.raise_preempted(f"batch {batch} of {num_batches}")
+            rows = games[batch * config.batch_size : (batch + 1) * config.batch_size]
+            # The last batch is filled up, so that it has the shape that is compiled already.
+            filled = rows + rows[:1] * (config.batch_size - len(rows))
+            started = time.monotonic()
+            played = play(
+                model,
+                params,
+                [all_problems[n].prompt for n in filled],
+                filled,
+                text,
+                config,
+                jax.random.fold_in(seed_key, batch),
+                verify,
+            )[: len(rows)]
+            records.write_shard(shard, [game.record for game in played])
+            progress.update(batch + 1, seconds=time.monotonic() - started)
+    summary = records.summary(records.read_folder(folder))
+    (run_folder / "summary.json").write_text(json.dumps(summary, indent=2) + "\n")
+    return folder

@@ -1,0 +1,218 @@
+"""Text as mctx sees it: a node is a text, an action one more token or one more line.
+
+An action has an *opening* (what the search chooses among: k proposals of the model) and a
+*completion* that the model writes greedily: the rest of the line, for step actions. Nothing here
+knows arithmetic or rules; a finished text is judged by the oracle or by the model's own value.
+"""
+
+import dataclasses
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import struct
+from jaxtyping import Array, Bool, Float, Int
+
+from models import cache as caches
+from models import language_model
+from search import proposals
+
+# (problem numbers [B], completions [B, M], lengths [B], ended [B]) as numpy -> outcomes [B].
+Verify = Callable[[np.ndarray, np.ndarray, np.ndarray, np.ndarray], np.ndarray]
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class ActionConfig:
+    """What one action is.
+
+    kind: "token", or "step": a whole line.
+    num_candidates: k, actions per node.
+    opening_tokens: how many tokens of a line the search chooses; the model writes the rest
+      greedily. None: the whole line. (Tokens have nothing to complete.)
+    max_step_tokens: a longer line is a failure. max_completion_tokens: a longer text is a failure.
+    """
+
+    kind: str = "step"
+    num_candidates: int = 16
+    opening_tokens: int | None = None
+    max_step_tokens: int = 12
+    max_completion_tokens: int = 32
+
+    def __post_init__(self):
+        if self.kind not in ("token", "step"):
+            raise ValueError(f'an action is a "token" or a "step"; got kind={self.kind!r}.')
+        if self.num_candidates < 2:
+            raise ValueError(
+                f"a search needs at least two candidates per node; got {self.num_candidates}."
+            )
+
+    @property
+    def num_opening_tokens(self) -> int:
+        if self.kind == "token":
+            return 1
+        return self.opening_tokens or self.max_step_tokens
+
+
+@struct.dataclass
+class State:
+    """A node: the text after the prompt, and what the model says and remembers at its end.
+
+    problem: `[B]` number of the problem, which only an oracle understands.
+    tokens: `[B, M]` completion, right-padded. length: `[B]` its tokens. finished: `[B]` no move is
+    left. ended: `[B]` it finished by the end-of-text token. outcome: `[B]` what the oracle says of
+    a finished text (0 before). evaluations: `[B]` tokens the model read to make this node.
+    """
+
+    problem: Int[Array, "B"]
+    tokens: Int[Array, "B M"]
+    length: Int[Array, "B"]
+    finished: Bool[Array, "B"]
+    ended: Bool[Array, "B"]
+    outcome: Float[Array, "B"]
+    value: Float[Array, "B"]
+    logits: Float[Array, "B V"]
+    cache: caches.Cache
+    candidates: proposals.Candidates
+    evaluations: Int[Array, "B"]
+
+
+@dataclasses.dataclass(frozen=True)
+class TokenModel:
+    """The dynamics of texts under a language model (all methods are pure and jittable)."""
+
+    model: language_model.LanguageModel
+    config: ActionConfig
+    eos_id: int
+    newline_id: int
+
+    @property
+    def stop_tokens(self) -> tuple[int, ...]:
+        return (self.eos_id,) if self.config.kind == "token" else (self.eos_id, self.newline_id)
+
+    def start(
+        self,
+        params,
+        tokens: Int[Array, "B T"],
+        lengths: Int[Array, "B"],
+        problem: Int[Array, "B"],
+    ) -> State:
+        """The state of prompts: right-padded tokens. Candidates are still empty."""
+        c = self.config
+        batch, prompt_width = tokens.shape
+        capacity = prompt_width + c.max_completion_tokens
+        out, cache = self.model.prefill(params, tokens, lengths=lengths, capacity=capacity)
+        last = out.at(lengths - 1)
+        k, s = c.num_candidates, c.num_opening_tokens
+        empty = proposals.Candidates(
+            tokens=jnp.zeros((batch, k, s), jnp.int32),
+            lengths=jnp.zeros((batch, k), jnp.int32),
+            log_probs=jnp.zeros((batch, k)),
+            gumbel=jnp.zeros((batch, k)),
+        )
+        no = jnp.zeros((batch,), bool)
+        return State(
+            problem=problem,
+            tokens=jnp.zeros((batch, c.max_completion_tokens), jnp.int32),
+            length=jnp.zeros((batch,), jnp.int32),
+            finished=no,
+            ended=no,
+            outcome=jnp.zeros((batch,)),
+            value=last.value,
+            logits=last.logits,
+            cache=cache,
+            candidates=empty,
+            evaluations=lengths,
+        )
+
+    def propose(self, params, state: State, rng_key: Array | None = None) -> State:
+        """Fills in the candidates; with `rng_key` they are a Gumbel sample without replacement."""
+        c = self.config
+        candidates = proposals.propose(
+            self.model,
+            params,
+            state.cache,
+            state.logits,
+            num_candidates=c.num_candidates,
+            num_tokens=c.num_opening_tokens,
+            stop_tokens=self.stop_tokens,
+            rng_key=rng_key,
+        )
+        lanes_read = c.num_candidates * (c.num_opening_tokens - 1)
+        cost = jnp.where(state.finished, 0, lanes_read)
+        return state.replace(candidates=candidates, evaluations=state.evaluations + cost)
+
+    def act(self, params, state: State, action: Int[Array, "B"]) -> State:
+        """Appends the chosen opening and the model's greedy completion of the line.
+
+        Finished rows stay as they are. `evaluations` restarts: it counts this action alone.
+        """
+        c = self.config
+        rows = jnp.arange(action.shape[0])
+        opening = state.candidates.tokens[rows, action]
+        num_opening = state.candidates.lengths[rows, action]
+        num_opening = jnp.minimum(num_opening, c.max_completion_tokens - state.length)
+        num_opening = jnp.where(state.finished, 0, num_opening)
+        start = state.length
+        state = state.replace(evaluations=jnp.zeros_like(start))
+        state = self._read(params, state, opening, num_opening)
+        if c.kind == "step":
+            state = self._complete(params, state, start)
+        last = state.tokens[rows, jnp.maximum(state.length - 1, 0)]
+        moved = state.length > start
+        ended = state.ended | (moved & (last == self.eos_id))
+        out_of_room = state.length >= c.max_completion_tokens
+        if c.kind == "step":
+            out_of_room |= moved & ~jnp.isin(last, jnp.asarray(self.stop_tokens))
+        return state.replace(ended=ended, finished=state.finished | ended | out_of_room)
+
+    def _complete(self, params, state: State, start: Int[Array, "B"]) -> State:
+        """Greedy tokens until every row's line is closed, or too long."""
+        c = self.config
+        stops = jnp.asarray(self.stop_tokens)
+        rows = jnp.arange(start.shape[0])
+
+        def is_open(state):
+            last = state.tokens[rows, jnp.maximum(state.length - 1, 0)]
+            limit = jnp.minimum(start + c.max_step_tokens, c.max_completion_tokens)
+            started = state.length > start
+            return started & ~jnp.isin(last, stops) & (state.length < limit)
+
+        def write(state):
+            token = jnp.argmax(state.logits, axis=-1).astype(jnp.int32)
+            return self._read(params, state, token[:, None], is_open(state).astype(jnp.int32))
+
+        return jax.lax.while_loop(lambda s: jnp.any(is_open(s)), write, state)
+
+    def _read(self, params, state: State, tokens: Int[Array, "B T"], count: Int[Array, "B"]):
+        """The model reads `count[b]` more tokens; rows with none keep their logits and value."""
+        out, cache = self.model.extend(params, state.cache, tokens, count)
+        last = out.at(jnp.maximum(count - 1, 0))
+        width = tokens.shape[1]
+
+        def write(text, new, length, n):
+            slots = jnp.where(jnp.arange(width) < n, length + jnp.arange(width), text.shape[0])
+            return text.at[slots].set(new, mode="drop")
+
+        moved = count > 0
+        return state.replace(
+            tokens=jax.vmap(write)(state.tokens, tokens, state.length, count),
+            length=state.length + count,
+            cache=cache,
+            logits=jnp.where(moved[:, None], last.logits, state.logits),
+            value=jnp.where(moved, last.value, state.value),
+            evaluations=state.evaluations + count,
+        )
+
+
+def judge(state: State, verify: Verify) -> State:
+    """Asks the oracle about finished texts (through the host: the checker is plain Python)."""
+    shape = jax.ShapeDtypeStruct(state.length.shape, jnp.float32)
+
+    def on_host(*arrays):
+        return np.asarray(verify(*map(np.asarray, arrays)), np.float32)
+
+    outcome = jax.pure_callback(
+        on_host, shape, state.problem, state.tokens, state.length, state.ended
+    )
+    return state.replace(outcome=jnp.where(state.ended, outcome, 0.0))
