@@ -50,7 +50,7 @@ class CommonFlags:
     show: bool = False
     """Print the resolved config and what it amounts to, and do nothing."""
     stop_after_seconds: float | None = None
-    """Wall-clock time after which to save and stop as if a signal had come; None runs to the end."""
+    """Time after which to save and stop as if a signal had come; None runs to the end."""
     command: tyro.conf.Suppress[str] = ""
 
 
@@ -175,10 +175,12 @@ def _parse_with_tyro(
 
 
 def _one_line(box: str) -> str:
-    """The message in one of tyro's boxes: its first paragraph, without the frame."""
-    lines = [line.strip("│ ").strip() for line in box.splitlines() if line.startswith("│")]
-    message = " ".join(lines).partition("──")[0].strip()
-    return f"{message}. See --help." if message else f"unusable arguments: {box.strip()}"
+    """The message in one of tyro's boxes: what stands between its title and its first rule."""
+    lines = [line.strip("│ ") for line in box.strip().splitlines()[1:]]
+    is_rule = [not line.strip("─-") for line in lines]
+    first = is_rule.index(False)  # terminals without box characters have a rule below the title
+    message = " ".join(lines[first : is_rule.index(True, first)])
+    return f"{message.strip().rstrip('.')}. See --help."
 
 
 def _check_flags(argv: Sequence[str], known: Sequence[str]) -> None:

@@ -59,7 +59,8 @@ def decode(payload: Any) -> Any:
     match payload:
         case list():
             return tuple(decode(item) for item in payload)
-        case {"class": str(name), **fields}:
+        case {"class": str(name)}:
+            fields = {field: value for field, value in payload.items() if field != "class"}
             cls = _find_class(name)
             try:
                 return cls(**{field: decode(value) for field, value in fields.items()})

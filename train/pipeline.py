@@ -16,7 +16,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import rich.console
 
@@ -28,6 +28,7 @@ REFERENCE_PREFIX = "stage:"
 NAME_PATTERN = re.compile(r"[a-z][a-z0-9_]*")
 
 
+@runtime_checkable
 class RunFn(Protocol):
     """What a command offers: do the work of `config` in an opened run folder.
 
@@ -146,9 +147,7 @@ def run(
                 run_folder.write_json(at / "stage.json", _stage_json(stage, sha256, seconds))
             run_folder.write_json(at / "done.json", {"sha256": sha256, "seconds": seconds})
             status.finished(stage.name, seconds)
-    return {
-        name: run_folder.read_json(at / "done.json")["seconds"] for name, at in folders.items()
-    }
+    return {name: run_folder.read_json(at / "done.json")["seconds"] for name, at in folders.items()}
 
 
 def references(config: Any) -> set[str]:
@@ -197,9 +196,7 @@ def _open(
 ) -> None:
     """Creates the pipeline's folder, or checks that each stage in it may be kept or redone."""
     if not (resume and _is_pipeline_folder(folder)):
-        run_folder.prepare(
-            folder, pipeline, resume=resume, overwrite=overwrite, command=command
-        )
+        run_folder.prepare(folder, pipeline, resume=resume, overwrite=overwrite, command=command)
         return
     present = set((folder / "stages").glob("*")) if (folder / "stages").is_dir() else set()
     changed = [name for name, at in folders.items() if _state(at, hashes[name]) == "changed"]

@@ -3,7 +3,7 @@
 import contextlib
 import time
 from collections.abc import Iterator, Sequence
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import rich
 import rich.console
@@ -12,6 +12,7 @@ import rich.markup
 import rich.table
 
 
+@runtime_checkable
 class _Stage(Protocol):
     @property
     def name(self) -> str: ...
@@ -114,7 +115,7 @@ class Status:
 
 def duration(seconds: float) -> str:
     """Seconds for people: "8.1 s", "2 min 05 s", "1 h 12 min"."""
-    if seconds < 60:
+    if round(seconds, 1) < 60:
         return f"{seconds:.1f} s"
     minutes, rest = divmod(round(seconds), 60)
     if minutes < 60:

@@ -72,7 +72,9 @@ def prepare(
             raise ConfigError(_refusal(path, changes, resume))
         shutil.rmtree(path)
     elif path.exists() and not path.is_dir():
-        raise ConfigError(f"a run folder is a folder; {path} is a file. Choose another --run-folder.")
+        raise ConfigError(
+            f"a run folder is a folder; {path} is a file. Choose another --run-folder."
+        )
     files = {"config.json": payload, "environment.json": environment(), **(extra_files or {})}
     _create(path, files, command)
     return path

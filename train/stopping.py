@@ -7,7 +7,7 @@ import threading
 import time
 from collections.abc import Callable
 from types import FrameType, TracebackType
-from typing import Any, Self
+from typing import Any
 
 from train.errors import Preempted
 
@@ -71,7 +71,7 @@ class StopFlag:
         reached = f" at {progress}" if progress else ""
         raise Preempted(f"stopped by {self.requested}{reached}; --resume continues from here")
 
-    def __enter__(self) -> Self:
+    def __enter__(self) -> "StopFlag":
         if threading.current_thread() is threading.main_thread():
             for number in STOP_SIGNALS:
                 self._replaced_handlers[number] = signal.signal(number, self._on_signal)

@@ -1,0 +1,43 @@
+# Every target makes .venv itself when it is missing or older than pyproject.toml and constraints.txt.
+SHELL := /bin/bash
+.SHELLFLAGS := -eu -o pipefail -c
+.ONESHELL:
+.PHONY: quickstart test lint bench soak
+
+PYTHON ?= .venv/bin/python
+WORKERS ?= 2
+QUICKSTART := runs/game24_quickstart
+
+export JAX_PLATFORMS ?= cpu
+
+# Train, search, learn from the search, evaluate: one small model on Game of 24. A second call
+# continues, or repeats only what has changed.
+quickstart: .venv/stamp
+	$(PYTHON) -m train game24_quickstart --run-folder $(QUICKSTART) --resume --overwrite
+	report=$$(ls -d $(QUICKSTART)/stages/*/report | tail -n 1)
+	cat $$report/report.md
+	echo
+	echo "plot:   $$(echo $$report/*.png)"
+	echo "report: $$report/report.json"
+
+test: lint
+	$(PYTHON) -m pytest -q -n $(WORKERS) -m "not soak"
+
+lint: .venv/stamp
+	$(PYTHON) -m ruff check .
+	$(PYTHON) -m ruff format --check .
+	$(PYTHON) -m mypy
+
+bench: .venv/stamp
+	for file in benchmarks/[a-z]*.py; do
+	  $(PYTHON) -m benchmarks.$$(basename $$file .py)
+	done
+
+soak: .venv/stamp
+	mkdir -p runs
+	$(PYTHON) -m pytest -m soak -v -s --durations=0 tests | tee runs/soak.log
+
+.venv/stamp: pyproject.toml constraints.txt
+	[ -x .venv/bin/python ] || python3 -m venv .venv
+	.venv/bin/python -m pip install --quiet --constraint constraints.txt --editable '.[dev]'
+	touch $@
