@@ -1,1 +1,1 @@
-"""Numerical kernels. They import jax and numpy only, so that they can be lifted out of this repository."""
+"""Numerical kernels. They import jax and numpy only, so they can be lifted out of here."""

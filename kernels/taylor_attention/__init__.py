@@ -1,4 +1,4 @@
-"""Causal attention whose exp is a polynomial: linear in the length, constant per generated token."""
+"""Causal attention whose exp is a polynomial: linear in length, constant time per new token."""
 
 from kernels.taylor_attention.api import (
     IMPLEMENTATIONS,

@@ -1,7 +1,7 @@
 """The public functions: validation, grouping of heads, choice of implementation.
 
-Letters: B batch, T tokens, N query heads, K key/value heads (N a multiple of K), H width of a query or
-key, E width of a value, P = C(H+p, p) features at order p, C chunk.
+Letters: B batch, T tokens, N query heads, K key/value heads (N a multiple of K), H width of a query
+or key, E width of a value, P = C(H+p, p) features at order p, C chunk.
 """
 
 import math
@@ -11,7 +11,8 @@ import typing
 import jax
 import jax.numpy as jnp
 
-from kernels.taylor_attention import features, reference, state as states, xla
+from kernels.taylor_attention import features, reference, xla
+from kernels.taylor_attention import state as states
 from kernels.taylor_attention.state import TaylorState
 
 # Each has the signature of `reference.taylor_attention`. One that is named runs or raises.
@@ -19,16 +20,6 @@ IMPLEMENTATIONS: typing.Mapping[str, typing.Callable] = types.MappingProxyType(
     {"reference": reference.taylor_attention, "xla": xla.taylor_attention}
 )
 DEFAULT_CHUNK_SIZE = 128
-
-
-@typing.overload
-def taylor_attention(
-    query, key, value, *, return_state: typing.Literal[False] = False, **kwargs
-) -> jax.Array: ...
-@typing.overload
-def taylor_attention(
-    query, key, value, *, return_state: typing.Literal[True], **kwargs
-) -> tuple[jax.Array, TaylorState]: ...
 
 
 def taylor_attention(
@@ -43,7 +34,7 @@ def taylor_attention(
     return_state: bool = False,
     chunk_size: int | None = None,
     implementation: str | None = None,
-) -> jax.Array | tuple[jax.Array, TaylorState]:
+) -> typing.Any:
     """Causal attention with exp replaced by a polynomial w of the scaled score.
 
     out_t = sum_{s<=t} w(x_ts) v_s / sum_{s<=t} w(x_ts),   x_ts = scale q_t . k_s
@@ -78,11 +69,14 @@ def taylor_attention(
         implementation = "reference" if length <= crossover else "xla"
     if implementation not in IMPLEMENTATIONS:
         raise ValueError(
-            f"implementation must be one of {sorted(IMPLEMENTATIONS)} or None; got {implementation!r}."
+            f"implementation must be one of {sorted(IMPLEMENTATIONS)} or None; "
+            f"got {implementation!r}."
         )
     grouped_query, key_, value_, grouped_coefficients, precision = _prepare(
         query, key, value, coefficients, scale
     )
+    if initial_state is not None:
+        initial_state = jax.tree.map(lambda x: x.astype(key_.dtype), initial_state)
     output, state = IMPLEMENTATIONS[implementation](
         grouped_query,
         key_,
@@ -226,7 +220,7 @@ def crossover_length(
 
 
 def _prepare(query, key, value, coefficients, scale):
-    """Float32 (or wider) arrays, the query scaled and grouped, and the precision of the products."""
+    """Float32 (or wider) arrays, the query scaled and grouped; the precision of the products."""
     dtype = jnp.promote_types(jnp.result_type(query, key, value), jnp.float32)
     num_kv_heads = key.shape[2]
     return (
@@ -272,8 +266,8 @@ def _checked_chunk_size(chunk_size: int | None, length: int) -> int:
 def _check(query, key, value, coefficients, segment_ids, initial_state):
     if query.ndim != 4 or key.ndim != 4 or value.ndim != 4 or query.shape[1] < 1:
         raise ValueError(
-            "taylor_attention takes query [B,T,N,H], key [B,T,K,H], value [B,T,K,E] with T >= 1; got "
-            f"{query.shape}, {key.shape}, {value.shape}."
+            "taylor_attention takes query [B,T,N,H], key [B,T,K,H], value [B,T,K,E] with T >= 1; "
+            f"got {query.shape}, {key.shape}, {value.shape}."
         )
     if query.shape[:2] != key.shape[:2] or key.shape[:3] != value.shape[:3]:
         raise ValueError(
@@ -292,7 +286,10 @@ def _check(query, key, value, coefficients, segment_ids, initial_state):
     if segment_ids is not None and segment_ids.shape != query.shape[:2]:
         raise ValueError(f"segment_ids must be [B,T] = {query.shape[:2]}; got {segment_ids.shape}.")
     if initial_state is not None:
-        _check_state(initial_state, *key.shape[::2], key.shape[-1], value.shape[-1], coefficients)
+        batch_size, _, num_kv_heads, head_dim = key.shape
+        _check_state(
+            initial_state, batch_size, num_kv_heads, head_dim, value.shape[-1], coefficients
+        )
 
 
 def _check_heads(num_heads: int, num_kv_heads: int):
@@ -307,8 +304,8 @@ def _check_coefficients(coefficients, num_heads: int):
     shape = jnp.shape(coefficients)
     if len(shape) not in (1, 2) or not 1 <= shape[-1] <= features.MAX_ORDER + 1:
         raise ValueError(
-            f"coefficients must be [p+1] or [N,p+1] with p in 0..{features.MAX_ORDER}; got {shape}. "
-            "Take them from taylor_coefficients(order)."
+            f"coefficients must be [p+1] or [N,p+1] with p in 0..{features.MAX_ORDER}; "
+            f"got {shape}. Take them from taylor_coefficients(order)."
         )
     if len(shape) == 2 and shape[0] != num_heads:
         raise ValueError(
@@ -322,8 +319,8 @@ def _check_state(state, batch_size, num_kv_heads, head_dim, value_dim, coefficie
     if state.numerator.shape != want or state.denominator.shape != want[:-1]:
         raise ValueError(
             f"the state must be [B,K,P,E] = {want} at order {order} and H = {head_dim}; got "
-            f"{state.numerator.shape} and {state.denominator.shape}. Build it with empty_state(...) or "
-            "take it from a call with the same shapes and order."
+            f"{state.numerator.shape} and {state.denominator.shape}. Build it with "
+            "empty_state(...) or take it from a call with the same shapes and order."
         )
 
 

@@ -2,9 +2,10 @@
 
     w(x) = sum_{n<=p} a_n x^n,        phi_query(q) . phi_key(k) = w(q . k)
 
-(q . k)^n = sum over exponents m with |m| = n of  n!/(m_1!...m_H!) q^m k^m, so the distinct monomials
-up to degree p suffice: P = C(H+p, p) numbers per token instead of 1 + H + ... + H^p. All weights (a_n
-and the multinomials) go to the query's side; the keys' side, and with it the state, is free of them.
+(q . k)^n = sum over exponents m with |m| = n of  n!/(m_1!...m_H!) q^m k^m, so the distinct
+monomials up to degree p suffice: P = C(H+p, p) numbers per token instead of 1 + H + ... + H^p. All
+weights (a_n and the multinomials) go to the query's side; the keys' side, and with it the state, is
+free of them.
 
 Sources: Based, arXiv:2402.18668 (order 2); the symmetric basis, arXiv:2602.00294. The hierarchical
 construction (one multiplication per monomial, contiguous slices, no gather) and the minimax
@@ -105,8 +106,8 @@ def polynomial(x: jax.Array, coefficients: jax.Array) -> jax.Array:
 def taylor_coefficients(order: int) -> np.ndarray:
     """a_n = 1/n!, the expansion of exp around 0.
 
-    Error: |w/exp - 1| <= 1% for |x| <= 0.36 at order 2, 0.89 at 4, 1.46 at 6, 2.03 at 8. Even orders
-    are positive everywhere; odd orders have one root (-1, -1.60, -2.18, -2.76 at orders 1, 3, 5, 7).
+    Error: |w/exp - 1| <= 1% for |x| <= 0.36 at order 2, 0.89 at 4, 1.46 at 6, 2.03 at 8. Even
+    orders are positive everywhere; odd orders 1, 3, 5, 7 have a root (-1, -1.60, -2.18, -2.76).
 
     Returns:
       [p+1], float64.
@@ -126,8 +127,7 @@ def minimax_coefficients(order: int, radius: float) -> np.ndarray:
       [p+1], float64; even orders are positive everywhere.
 
     Raises:
-      ValueError: an order outside 0..8, a radius that is not positive, or so wide for the order that the
-        fit means nothing.
+      ValueError: an order outside 0..8 or a radius outside (0, 16].
     """
     _check_order(order)
     if not 0 < radius <= 16:
@@ -157,7 +157,8 @@ def _remez(order: int, radius: float) -> tuple[float, ...]:
             extremes.pop(0 if weaker_first else -1)
         if len(extremes) < order + 2:
             raise ValueError(
-                f"no minimax fit of order {order} was found on radius {radius}: take a smaller radius."
+                f"no minimax fit of order {order} was found on radius {radius}; "
+                "take a smaller radius."
             )
         points = np.asarray(extremes)
     monomial = chebyshev.cheb2poly(fit) if order else np.asarray(fit)

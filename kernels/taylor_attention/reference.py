@@ -7,7 +7,8 @@ x_ts = scale q_t . k_s;  S_0 and z_0 are the initial state, absent or of the fir
 import jax
 import jax.numpy as jnp
 
-from kernels.taylor_attention import features, state as states
+from kernels.taylor_attention import features
+from kernels.taylor_attention import state as states
 from kernels.taylor_attention.state import TaylorState
 
 
@@ -41,9 +42,11 @@ def taylor_attention(
     if initial_state is not None:
         query_BKGHT = query_BTKGH.transpose(0, 2, 3, 4, 1)
         past, past_weight = states.read(initial_state, query_BKGHT, coefficients, precision)
-        sees = 1.0 if runs is None else (runs == 0)[:, :, None, None]
-        denominator += past_weight.transpose(0, 3, 1, 2) * sees
-        numerator += past.transpose(0, 3, 1, 2, 4) * (sees if runs is None else sees[..., None])
+        past, past_weight = past.transpose(0, 3, 1, 2, 4), past_weight.transpose(0, 3, 1, 2)
+        if runs is not None:
+            sees = (runs == 0)[:, :, None, None]
+            past, past_weight = past * sees[..., None], past_weight * sees
+        numerator, denominator = numerator + past, denominator + past_weight
     output = numerator / denominator[..., None]
     if not return_state:
         return output, None

@@ -2,7 +2,7 @@
 
     S = sum_j phi_key(k_j) v_j^T,   z = sum_j phi_key(k_j);   sum_j w(q . k_j) v_j = phi_query(q) S
 
-Here and in `xla.py` heads are grouped, K key heads of G = N / K query heads each, and tokens come last.
+Here and in `xla.py` heads are grouped (K key heads of G = N / K query heads) and tokens come last.
 """
 
 import dataclasses
@@ -49,7 +49,7 @@ def read(
     coefficients: jax.Array,
     precision: jax.lax.Precision | None,
 ) -> tuple[jax.Array, jax.Array]:
-    """sum_j w(q . k_j) v_j [B,K,G,T,E] and sum_j w(q . k_j) [B,K,G,T]; the query is already scaled."""
+    """sum_j w(q . k_j) v_j [B,K,G,T,E] and sum_j w(q . k_j) [B,K,G,T]; the query is scaled."""
     phi = features.query_features(query_BKGHT, coefficients)
     numerator = jnp.einsum("bkgpt,bkpe->bkgte", phi, state.numerator, precision=precision)
     denominator = jnp.einsum("bkgpt,bkp->bkgt", phi, state.denominator, precision=precision)

@@ -9,7 +9,8 @@ rematerialised in the backward pass, which therefore stores one state per chunk 
 import jax
 import jax.numpy as jnp
 
-from kernels.taylor_attention import features, state as states
+from kernels.taylor_attention import features
+from kernels.taylor_attention import state as states
 from kernels.taylor_attention.state import TaylorState
 
 
@@ -94,7 +95,8 @@ def fold(
     """Adds keys to the state chunk by chunk, so that no more than a chunk of features exists."""
 
     def one_chunk(state, chunk):
-        return states.add(state, *chunk, order, precision), None
+        key, value, keep = chunk
+        return states.add(state, key, value, keep, order, precision), None
 
     chunks = (
         _chunks(key_BTKH, chunk_size).transpose(1, 0, 3, 4, 2),
