@@ -1,0 +1,14 @@
+from data import files
+
+
+def test_named_folder_comes_first(tmp_path, monkeypatch):
+    (tmp_path / "a.txt").write_text("a")
+    monkeypatch.setenv("TAYLORZERO_DATA", str(tmp_path))
+    assert files.find("a.txt") == tmp_path / "a.txt"
+    assert files.find("absent/b.txt") is None
+    assert files.roots()[0] == tmp_path
+
+
+def test_without_the_variable_only_the_folder_beside_is_searched(monkeypatch):
+    monkeypatch.delenv("TAYLORZERO_DATA", raising=False)
+    assert files.roots() == (files.REPOSITORY_ROOT.parent / "shared" / "data",)
