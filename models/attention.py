@@ -1,13 +1,16 @@
 """The attention layer: new tokens of R lanes look at a shared prefix and at their own lane."""
 
 import dataclasses
+import math
 from typing import Literal
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Bool, Float, Int
 
+from kernels import taylor_attention as taylor
 from models import cache as caches
 from models import layers
 
@@ -16,13 +19,50 @@ from models import layers
 class AttentionConfig:
     """How scores become weights.
 
-    kind: "softmax", or "taylor": exp replaced by its polynomial of degree `order`.
+    kind: "softmax", or "taylor": exp replaced by a polynomial of degree `order`.
+    order: 0..8, of the polynomial.
+    coefficients: "taylor", or "minimax": the best fit to exp for scores in [-radius, radius].
     normalize_query_key: unit-length queries and keys with a learned temperature per head.
+    radius: upper bound of the temperature, and so of |score|, with normalize_query_key. Odd orders
+      need one below the root of their polynomial, where weights turn negative.
     """
 
     kind: Literal["softmax", "taylor"] = "softmax"
     order: int = 2
+    coefficients: Literal["taylor", "minimax"] = "taylor"
     normalize_query_key: bool = False
+    radius: float | None = None
+
+    def __post_init__(self):
+        if self.radius is not None and not (self.normalize_query_key and self.radius > 0):
+            raise ValueError(
+                "a radius bounds the temperature of normalised queries and must be positive; got "
+                f"radius={self.radius}, normalize_query_key={self.normalize_query_key}. "
+                "Set normalize_query_key=True or leave radius out."
+            )
+        if self.kind == "softmax":
+            return
+        if self.coefficients == "minimax" and self.radius is None:
+            raise ValueError(
+                "minimax coefficients fit exp on a bounded range of scores; got radius=None. "
+                "Set normalize_query_key=True and a radius, such as 2.0."
+            )
+        # 2%: queries and keys rounded to bfloat16 may be that much longer than 1.
+        largest = 0.98 * taylor.positive_radius(self.polynomial)
+        if largest < (math.inf if self.radius is None else self.radius):
+            raise ValueError(
+                f"order {self.order} gives negative weights to scores below {-largest:.3f}; got "
+                f"normalize_query_key={self.normalize_query_key}, radius={self.radius}. Use an "
+                f"even order, or normalize_query_key=True with a radius up to {largest:.3f}."
+            )
+
+    @property
+    def polynomial(self) -> np.ndarray:
+        """[order+1] coefficients of the weight w(score), lowest degree first."""
+        if self.coefficients == "minimax":
+            assert self.radius is not None
+            return taylor.minimax_coefficients(self.order, self.radius)
+        return taylor.taylor_coefficients(self.order)
 
 
 def softmax_attention(
@@ -45,6 +85,7 @@ def softmax_attention(
     scores = jnp.einsum("brtkgh,brukh->brkgtu", grouped, own.key.astype(jnp.float32))
     scores = jnp.where(own_mask[:, :, None, None], scores, -jnp.inf)
     if prefix is not None:
+        assert prefix_mask is not None
         before = jnp.einsum("brtkgh,bskh->brkgts", grouped, prefix.key.astype(jnp.float32))
         before = jnp.where(prefix_mask[:, None, None, None, None], before, -jnp.inf)
         scores = jnp.concatenate([before, scores], axis=-1)
@@ -59,6 +100,49 @@ def softmax_attention(
         seen = prefix.value.astype(jnp.float32)
         out += jnp.einsum("brkgts,bskh->brtkgh", weights[..., :split], seen)
     return out.reshape(query.shape).astype(query.dtype)
+
+
+def polynomial_attention(
+    query: Float[Array, "B R T N H"],
+    own: caches.KeyValues,
+    own_mask: Bool[Array, "#B #R T U"],
+    prefix: caches.KeyValues | taylor.TaylorState | None = None,
+    prefix_mask: Bool[Array, "B S"] | None = None,
+    *,
+    coefficients: np.ndarray,
+) -> Float[Array, "B R T N H"]:
+    """As `softmax_attention` with a polynomial for exp; the prefix may also be a Taylor state.
+
+    The parts are added before the division: one normaliser for prefix and own lane.
+    """
+    batch, lanes, length, num_heads, head_dim = query.shape
+    kv_heads = own.key.shape[-2]
+    grouped = query.reshape(*query.shape[:3], kv_heads, num_heads // kv_heads, head_dim)
+    grouped = grouped.astype(jnp.float32) * head_dim**-0.5
+
+    scores = jnp.einsum("brtkgh,brukh->brkgtu", grouped, own.key.astype(jnp.float32))
+    weights = jnp.where(own_mask[:, :, None, None], taylor.polynomial(scores, coefficients), 0)
+    out = jnp.einsum("brkgtu,brukh->brtkgh", weights, own.value.astype(jnp.float32))
+    total = jnp.einsum("brkgtu->brtkg", weights)
+    if isinstance(prefix, taylor.TaylorState):
+        flat = query.reshape(batch, lanes * length, num_heads, head_dim)
+        past, past_total = taylor.query_state(flat, prefix, coefficients=coefficients)
+        out, total = out + past.reshape(out.shape), total + past_total.reshape(total.shape)
+    elif prefix is not None:
+        assert prefix_mask is not None
+        scores = jnp.einsum("brtkgh,bskh->brkgts", grouped, prefix.key.astype(jnp.float32))
+        weights = taylor.polynomial(scores, coefficients)
+        weights = jnp.where(prefix_mask[:, None, None, None, None], weights, 0)
+        out += jnp.einsum("brkgts,bskh->brtkgh", weights, prefix.value.astype(jnp.float32))
+        total += jnp.einsum("brkgts->brtkg", weights)
+    return (out / total[..., None]).reshape(query.shape).astype(query.dtype)
+
+
+def unit_length(x: Float[Array, "*B H"]) -> Float[Array, "*B H"]:
+    """x / |x| along the last axis, computed in float32."""
+    x32 = x.astype(jnp.float32)
+    squared = jnp.sum(jnp.square(x32), axis=-1, keepdims=True)
+    return (x32 * jax.lax.rsqrt(squared + 1e-12)).astype(x.dtype)
 
 
 class Attention(nn.Module):
@@ -81,11 +165,13 @@ class Attention(nn.Module):
         prefix_mask: Bool[Array, "B S"] | None = None,
         lane: caches.KeyValues | None = None,
         filled: Int[Array, ""] | None = None,
+        segment_ids: Int[Array, "B T"] | None = None,
     ):
         """Returns (output [B, R, T, D], own keys and values).
 
         Own keys and values are those of the T new tokens, or, with a `lane`, the lane's buffer with
-        the new ones written at `filled`; `own_mask` is over that same axis U.
+        the new ones written at `filled`; `own_mask` is over that same axis U. Without a lane the
+        mask is causal, within segments where `segment_ids` are given.
         """
         heads, kv_heads, dim = self.num_heads, self.num_kv_heads, self.head_dim
         project = lambda n, axis, name: layers.dense(  # noqa: E731
@@ -95,18 +181,43 @@ class Attention(nn.Module):
         key = project(kv_heads, "kv_heads", "key")(x)
         value = project(kv_heads, "kv_heads", "value")(x)
         if self.config.normalize_query_key:
-            query = layers.RMSNorm(name="query_norm")(query)
-            key = layers.RMSNorm(name="key_norm")(key)
+            query, key = self._normalize(query), unit_length(key)
         query = layers.rotate(query, positions, self.rope_base)
         own = caches.KeyValues(key=layers.rotate(key, positions, self.rope_base), value=value)
         if lane is not None:
+            assert filled is not None
             own = jax.tree.map(
                 lambda buffer, new: jax.lax.dynamic_update_slice_in_dim(buffer, new, filled, 2),
                 lane,
                 own,
             )
-        out = softmax_attention(query, own, own_mask, prefix, prefix_mask)
+        if self.config.kind == "softmax":
+            out = softmax_attention(query, own, own_mask, prefix, prefix_mask)
+        elif lane is None and x.shape[1] == 1 and not isinstance(prefix, caches.KeyValues):
+            out = taylor.taylor_attention(  # one lane after nothing or a state: linear in T
+                *(z[:, 0] for z in (query, own.key, own.value)),
+                coefficients=self.config.polynomial,
+                segment_ids=segment_ids,
+                initial_state=prefix,
+            )[:, None]
+        else:
+            out = polynomial_attention(
+                query, own, own_mask, prefix, prefix_mask, coefficients=self.config.polynomial
+            )
         project_out = layers.dense(
             (x.shape[-1],), ("heads", "head_dim", "embed"), self.dtype, "out", axis=(-2, -1)
         )
         return project_out(out), own
+
+    def _normalize(self, query: Float[Array, "*B N H"]) -> Float[Array, "*B N H"]:
+        """Unit length times the temperature: score = temperature * cosine."""
+        per_head = nn.with_logical_partitioning(nn.initializers.zeros_init(), ("heads",))
+        raw_N = self.param("temperature", per_head, (self.num_heads,))
+        root = math.sqrt(self.head_dim)
+        if self.config.radius is None:
+            temperature_N = root * jnp.exp(raw_N)
+        else:
+            temperature_N = self.config.radius * jax.nn.sigmoid(raw_N + 2.0)  # starts at 88%
+        # Attention divides the score by the root of the head's width.
+        scale = (root * temperature_N)[:, None]
+        return (unit_length(query.astype(jnp.float32)) * scale).astype(query.dtype)

@@ -12,8 +12,10 @@ import jax.numpy as jnp
 from flax import struct
 from jaxtyping import Array, Bool, Float, Int
 
+from kernels import taylor_attention as taylor
 from models import cache as caches
 from models import transformer
+from models.cache import Leaf
 
 Params = dict
 
@@ -26,10 +28,10 @@ class ModelOutputs:
     hidden: `[..., D]`. reward: None here; reward models fill it.
     """
 
-    logits: Float[Array, "*B V"]
-    value_logits: Float[Array, "*B"]
-    hidden: Float[Array, "*B D"]
-    reward: Float[Array, "*B A"] | None = None
+    logits: Leaf
+    value_logits: Leaf
+    hidden: Leaf
+    reward: Leaf | None = None
 
     @property
     def value(self) -> Float[Array, "*B"]:
@@ -69,13 +71,15 @@ class LanguageModel:
 
     def _sequence(self, params, tokens, segment_ids, positions, **kwargs):
         """A batch of whole texts is one lane without a prefix."""
-        batch, length = tokens.shape
+        length = tokens.shape[1]
         mask = _causal(length)
         if positions is None:
             positions = jnp.broadcast_to(jnp.arange(length), tokens.shape)
         if segment_ids is not None:
             mask = mask & (segment_ids[:, None, :, None] == segment_ids[:, None, None, :])
-        out, owns = self._apply(params, tokens[:, None], positions[:, None], mask, **kwargs)
+        out, owns = self._apply(
+            params, tokens[:, None], positions[:, None], mask, segment_ids=segment_ids, **kwargs
+        )
         return _first_lane(out), owns
 
     def outputs(
@@ -113,9 +117,20 @@ class LanguageModel:
         return self.extend(params, self.empty_cache(tokens.shape[0], capacity), tokens, lengths)
 
     def empty_cache(self, batch: int, capacity: int) -> caches.Cache:
+        """Before the first token. A Taylor state has the same size at every capacity."""
         c = self.config
-        zeros = jnp.zeros((batch, capacity, c.kv_heads, c.head_dim), c.dtype)
-        one_layer = caches.KeyValues(key=zeros, value=zeros)
+        one_layer: caches.KeyValues | taylor.TaylorState
+        if c.attention.kind == "taylor":
+            one_layer = taylor.empty_state(
+                batch_size=batch,
+                num_kv_heads=c.kv_heads,
+                head_dim=c.head_dim,
+                value_dim=c.head_dim,
+                order=c.attention.order,
+            )
+        else:
+            zeros = jnp.zeros((batch, capacity, c.kv_heads, c.head_dim), c.dtype)
+            one_layer = caches.KeyValues(key=zeros, value=zeros)
         return caches.Cache(
             layers=(one_layer,) * c.num_layers, length=jnp.zeros((batch,), jnp.int32)
         )
@@ -139,7 +154,7 @@ class LanguageModel:
             prefix_mask=_prefix_mask(cache),
         )
         layers = tuple(
-            caches.append(past, jax.tree.map(lambda x: x[:, 0], own), cache.length)
+            caches.append(past, jax.tree.map(lambda x: x[:, 0], own), cache.length, lengths)
             for past, own in zip(cache.layers, owns, strict=True)
         )
         return _first_lane(out), caches.Cache(layers=layers, length=cache.length + lengths)
@@ -216,7 +231,9 @@ def _causal(length: int) -> Bool[Array, "1 1 T T"]:
     return jnp.tril(jnp.ones((length, length), bool))[None, None]
 
 
-def _prefix_mask(cache: caches.Cache) -> Bool[Array, "B S"]:
+def _prefix_mask(cache: caches.Cache) -> Bool[Array, "B S"] | None:
+    if isinstance(cache.layers[0], taylor.TaylorState):
+        return None  # every key of a state is seen
     return jnp.arange(cache.layers[0].key.shape[1]) < cache.length[:, None]
 
 

@@ -7,8 +7,11 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
+from kernels import taylor_attention as taylor
 from models import heads, layers
 from models.attention import Attention, AttentionConfig
+
+MAX_TAYLOR_FEATURES = 20_000  # times head_dim floats per head, layer and row
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -45,6 +48,14 @@ class TransformerConfig:
                 "num_heads must be a multiple of num_kv_heads (each serves a group of query "
                 f"heads); got num_heads={self.num_heads}, num_kv_heads={self.num_kv_heads}."
             )
+        if self.attention.kind == "taylor":
+            num_features = taylor.num_features(self.head_dim, self.attention.order)
+            if num_features > MAX_TAYLOR_FEATURES:
+                raise ValueError(
+                    f"a Taylor state holds at most {MAX_TAYLOR_FEATURES} features per head; got "
+                    f"{num_features} at order={self.attention.order}, head_dim={self.head_dim}. "
+                    "Take a lower order, or more heads of a smaller head_dim."
+                )
 
     @property
     def kv_heads(self) -> int:
@@ -61,13 +72,13 @@ class Block(nn.Module):
     config: TransformerConfig
 
     @nn.compact
-    def __call__(self, x, positions, own_mask, prefix, prefix_mask, lane, filled):
+    def __call__(self, x, positions, own_mask, prefix, prefix_mask, lane, filled, segment_ids):
         c = self.config
         attend = Attention(
             c.attention, c.num_heads, c.kv_heads, c.head_dim, c.rope_base, c.dtype, name="attention"
         )
         y = layers.RMSNorm(name="attention_norm")(x)
-        y, own = attend(y, positions, own_mask, prefix, prefix_mask, lane, filled)
+        y, own = attend(y, positions, own_mask, prefix, prefix_mask, lane, filled, segment_ids)
         x = x + y
         y = layers.RMSNorm(name="mlp_norm")(x)
         return x + layers.Mlp(c.hidden_width, c.mlp, c.dtype, name="mlp")(y), own
@@ -88,6 +99,7 @@ class Trunk(nn.Module):
         prefix_mask: Bool[Array, "B S"] | None = None,
         lanes: tuple | None = None,
         filled: Int[Array, ""] | None = None,
+        segment_ids: Int[Array, "B T"] | None = None,
     ) -> tuple[Float[Array, "B R T D"], Float[Array, "B R T V"], tuple]:
         c = self.config
         init = nn.with_logical_partitioning(
@@ -101,7 +113,7 @@ class Trunk(nn.Module):
             past = None if prefix is None else prefix[i]
             lane = None if lanes is None else lanes[i]
             layer = block(c, name=f"block_{i}")
-            x, own = layer(x, positions, own_mask, past, prefix_mask, lane, filled)
+            x, own = layer(x, positions, own_mask, past, prefix_mask, lane, filled, segment_ids)
             owns.append(own)
         hidden = layers.RMSNorm(name="final_norm")(x)
         if c.tie_embeddings:

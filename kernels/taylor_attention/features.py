@@ -86,7 +86,7 @@ def query_features(query: jax.Array, coefficients: jax.Array) -> jax.Array:
     return monomials(query, order) * weights[..., None]
 
 
-def polynomial(x: jax.Array, coefficients: jax.Array) -> jax.Array:
+def polynomial(x: jax.Array, coefficients: jax.typing.ArrayLike) -> jax.Array:
     """w(x) by Horner's rule.
 
     Args:
