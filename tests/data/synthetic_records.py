@@ -15,7 +15,9 @@ def random_record(seed: int, *, nodes_per_tree: int = 12) -> records.SearchRecor
     positions, trees, leaves, offset = [], [], [], 0
     lines = completion.split("\n")
     for i in range(len(lines)):
-        state = [*numbers] if not i else [int(word) for word in lines[i - 1].split("left ")[1].split()]
+        state = (
+            [*numbers] if not i else [int(word) for word in lines[i - 1].split("left ")[1].split()]
+        )
         before = "".join(f"{line}\n" for line in lines[:i])
         tree, finished = _random_tree(rng, numbers, before, state, nodes_per_tree)
         trees.append(tree)

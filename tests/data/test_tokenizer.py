@@ -58,7 +58,8 @@ def test_foreign_ids_are_refused(ids):
 
 
 @pytest.mark.parametrize(
-    "words", [(), ("a",), ("<eos>", "<pad>"), ("<pad>", "<eos>", "a b"), ("<pad>", "<eos>", "a", "a")]
+    "words",
+    [(), ("a",), ("<eos>", "<pad>"), ("<pad>", "<eos>", "a b"), ("<pad>", "<eos>", "a", "a")],
 )
 def test_broken_vocabularies_are_refused(words):
     with pytest.raises(DataError, match="vocabulary"):
