@@ -101,7 +101,7 @@ def shardings_like_params(tree: Any, shardings: Any, mesh: Mesh) -> Any:
 
 
 def batch_shardings(batch: Any, mesh: Mesh) -> Any:
-    """Rows of every array split over the data and fsdp axes (replicated where they do not divide)."""
+    """Rows split over the data and fsdp axes; arrays that do not divide are replicated."""
 
     def one(path, array) -> NamedSharding:
         name = "batch/" + jax.tree_util.keystr(path, simple=True, separator="/")

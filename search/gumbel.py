@@ -12,8 +12,9 @@ import jax
 import jax.numpy as jnp
 import mctx
 from flax import struct
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Float
 
+from models.cache import Leaf
 from search import proposals, token_model
 
 
@@ -58,17 +59,17 @@ class SearchResult:
     """
 
     root_candidates: proposals.Candidates
-    action: Int[Array, "B"]
-    weights: Float[Array, "B k1"]
-    visits: Int[Array, "B k"]
-    qvalues: Float[Array, "B k"]
-    value: Float[Array, "B"]
+    action: Leaf
+    weights: Leaf
+    visits: Leaf
+    qvalues: Leaf
+    value: Leaf
     child: token_model.State
-    evaluations: Int[Array, "B"]
+    evaluations: Leaf
     tree: mctx.Tree
 
 
-def completed_qvalues(tree: mctx.Tree, node_index, config: SearchConfig):
+def completed_qvalues(tree, node_index, config: SearchConfig):
     """sigma of the completed q-values of one node: of its k actions, and of its rest bucket.
 
     Unvisited actions and the rest get v_mix = (v + N * sum_b p_b q_b / sum_b p_b) / (1 + N) over
@@ -99,7 +100,7 @@ def log_rest(log_probs: Float[Array, "*B k"]) -> Float[Array, "*B"]:
     return jnp.log(jnp.maximum(1.0 - jnp.sum(jnp.exp(log_probs), axis=-1), 1e-9))
 
 
-def improved_policy(tree: mctx.Tree, node_index, config: SearchConfig) -> Float[Array, "k1"]:
+def improved_policy(tree, node_index, config: SearchConfig) -> Float[Array, "k1"]:
     """softmax(log p + sigma(completed q)) over k actions and the rest (equation 11)."""
     log_probs = tree.children_prior_logits[node_index]
     sigma, sigma_rest, _ = completed_qvalues(tree, node_index, config)
@@ -116,7 +117,7 @@ def _interior_action(rng_key, tree, node_index, depth, *, config):
 
 
 def search(
-    model: token_model.TokenModel,
+    model: token_model.Dynamics,
     params,
     root: token_model.State,
     rng_key: Array,

@@ -7,10 +7,11 @@ likeliest (beam search). The two are one algorithm: the noise is either Gumbel o
 import jax
 import jax.numpy as jnp
 from flax import struct
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Float
 
 from models import cache as caches
 from models import language_model
+from models.cache import Leaf
 
 
 @struct.dataclass
@@ -22,10 +23,10 @@ class Candidates:
     noise g that ranked them by g + log p; zero without noise.
     """
 
-    tokens: Int[Array, "B k s"]
-    lengths: Int[Array, "B k"]
-    log_probs: Float[Array, "B k"]
-    gumbel: Float[Array, "B k"]
+    tokens: Leaf
+    lengths: Leaf
+    log_probs: Leaf
+    gumbel: Leaf
 
 
 def propose(

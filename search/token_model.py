@@ -7,15 +7,17 @@ knows arithmetic or rules; a finished text is judged by the oracle or by the mod
 
 import dataclasses
 from collections.abc import Callable
+from typing import Protocol, runtime_checkable
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import struct
-from jaxtyping import Array, Bool, Float, Int
+from jaxtyping import Array, Int
 
 from models import cache as caches
 from models import language_model
+from models.cache import Leaf
 from search import proposals
 
 # (problem numbers [B], completions [B, M], lengths [B], ended [B]) as numpy -> outcomes [B].
@@ -64,17 +66,30 @@ class State:
     a finished text (0 before). evaluations: `[B]` tokens the model read to make this node.
     """
 
-    problem: Int[Array, "B"]
-    tokens: Int[Array, "B M"]
-    length: Int[Array, "B"]
-    finished: Bool[Array, "B"]
-    ended: Bool[Array, "B"]
-    outcome: Float[Array, "B"]
-    value: Float[Array, "B"]
-    logits: Float[Array, "B V"]
+    problem: Leaf
+    tokens: Leaf
+    length: Leaf
+    finished: Leaf
+    ended: Leaf
+    outcome: Leaf
+    value: Leaf
+    logits: Leaf
     cache: caches.Cache
     candidates: proposals.Candidates
-    evaluations: Int[Array, "B"]
+    evaluations: Leaf
+
+
+@runtime_checkable
+class Dynamics(Protocol):
+    """All that a search asks of what it searches over."""
+
+    def propose(self, params, state: State, rng_key: Array | None = None) -> State:
+        """Fills in the candidates of each state; with a key, drawn with their Gumbel noise."""
+        ...
+
+    def act(self, params, state: State, action: Int[Array, "B"]) -> State:
+        """The states after the chosen candidates; finished ones stay."""
+        ...
 
 
 @dataclasses.dataclass(frozen=True)

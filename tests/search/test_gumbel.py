@@ -1,0 +1,214 @@
+"""The search against stock mctx over every action, against hand-made numbers and against theory."""
+
+import types
+
+import jax
+import jax.numpy as jnp
+import mctx
+import numpy as np
+import pytest
+
+from search import gumbel
+from tests.search.table_model import TableModel, random_table
+
+
+def full_mctx(table: TableModel, config: gumbel.SearchConfig, num_simulations: int):
+    """Stock mctx over all A root actions (inner nodes: k of A actions, the others forbidden)."""
+    batch, num_actions = table.gumbel.shape
+    inner_logits = np.full((len(table.value), num_actions), -1e9, np.float32)
+    inner_logits[:, : table.k] = table.log_probs
+    inner_children = np.zeros((len(table.value), num_actions), np.int32)
+    inner_children[:, : table.k] = table.children
+
+    def recurrent_fn(params, rng_key, action, embedding):
+        node = embedding
+        from_root = jnp.asarray(table.root_children)[action]
+        child = jnp.where(node == 0, from_root, jnp.asarray(inner_children)[node, action])
+        was_finished = jnp.asarray(table.finished)[node]
+        child = jnp.where(was_finished, node, child)
+        finished = jnp.asarray(table.finished)[child]
+        final = jnp.asarray(table.outcome if config.use_oracle else table.value)[child]
+        output = mctx.RecurrentFnOutput(
+            reward=jnp.where(finished & ~was_finished, final, 0.0),
+            discount=jnp.where(finished, 0.0, 1.0),
+            prior_logits=jnp.asarray(inner_logits)[child],
+            value=jnp.where(finished, 0.0, jnp.asarray(table.value)[child]),
+        )
+        return output, child
+
+    qtransform = lambda tree, node: mctx.qtransform_completed_by_mix_value(  # noqa: E731
+        tree,
+        node,
+        value_scale=config.value_scale,
+        maxvisit_init=config.maxvisit_init,
+        rescale_values=config.rescale_values,
+    )
+    root_logits = jnp.broadcast_to(table.root_log_probs, (batch, num_actions))
+    tree = mctx.search(
+        params=None,
+        rng_key=jax.random.key(0),
+        root=mctx.RootFnOutput(
+            prior_logits=root_logits,
+            value=jnp.full((batch,), table.value[0]),
+            embedding=jnp.zeros((batch,), jnp.int32),
+        ),
+        recurrent_fn=recurrent_fn,
+        root_action_selection_fn=lambda k, t, n: mctx.gumbel_muzero_root_action_selection(
+            k,
+            t,
+            n,
+            num_simulations=num_simulations,
+            max_num_considered_actions=config.max_considered_actions,
+            qtransform=qtransform,
+        ),
+        interior_action_selection_fn=lambda k, t, n, d: (
+            mctx.gumbel_muzero_interior_action_selection(k, t, n, d, qtransform=qtransform)
+        ),
+        num_simulations=num_simulations,
+        extra_data=mctx.GumbelMuZeroExtraData(root_gumbel=jnp.asarray(table.gumbel)),
+    )
+    sigma = jax.vmap(qtransform, in_axes=(0, None))(tree, 0)
+    return tree.children_visits[:, 0], jax.nn.softmax(root_logits + sigma)
+
+
+@pytest.mark.parametrize("rescale_values", [False, True])
+@pytest.mark.parametrize("use_oracle", [False, True])
+def test_k_candidates_lose_nothing_against_every_action(rescale_values, use_oracle):
+    """Visits are equal, and the k+1 weights are those of the full policy, over random trees."""
+    num_simulations, batch = 24, 50
+    config = gumbel.SearchConfig(
+        max_considered_actions=6,
+        use_oracle=use_oracle,
+        rescale_values=rescale_values,
+        root_noise=True,
+    )
+    for seed in range(3):
+        rng = np.random.default_rng(seed)
+        table = random_table(rng, batch=batch, root_actions=20, k=8, depth=3)
+        result = gumbel.search(
+            table,
+            None,
+            table.root(batch),
+            jax.random.key(seed),
+            num_simulations=num_simulations,
+            config=config,
+            verify=table.verify if use_oracle else None,
+        )
+        visits, weights = full_mctx(table, config, num_simulations)
+        top = np.asarray(result.root_candidates.tokens[..., 0]) - 1  # node number -> action
+        rows = np.arange(batch)[:, None]
+        np.testing.assert_array_equal(result.visits, np.asarray(visits)[rows, top])
+        assert int(np.asarray(visits).sum()) == int(result.visits.sum())
+        np.testing.assert_allclose(
+            result.weights[:, :-1], np.asarray(weights)[rows, top], atol=1e-6
+        )
+        rest = 1.0 - np.asarray(weights)[rows, top].sum(1)
+        np.testing.assert_allclose(result.weights[:, -1], rest, atol=2e-6)
+
+
+def small_tree(log_probs, qvalues, visits, value):
+    """What `completed_qvalues` reads of a tree with one node (`[k]` each)."""
+    return types.SimpleNamespace(
+        children_visits=visits[None],
+        children_prior_logits=log_probs[None],
+        raw_values=value[None],
+        qvalues=lambda node: qvalues,
+    )
+
+
+def test_improved_policy_is_never_worse_than_the_prior_when_q_is_exact():
+    """10,000 random one-step problems; some actions unvisited, some mass outside the k."""
+    config = gumbel.SearchConfig()
+    rng = np.random.default_rng(0)
+    cases, num_actions, k = 10_000, 9, 5
+    logits = rng.normal(size=(cases, num_actions)) * 2
+    log_p = jax.nn.log_softmax(jnp.asarray(logits, jnp.float32))
+    q = jnp.asarray(rng.uniform(size=(cases, num_actions)), jnp.float32)
+    visits = jnp.asarray(rng.integers(0, 4, size=(cases, k)))
+    value = jnp.sum(jnp.exp(log_p) * q, axis=-1)
+
+    def policy_value(log_p, q, visits, value):
+        tree = small_tree(log_p[:k], q[:k], visits, value)
+        weights = gumbel.improved_policy(tree, 0, config)
+        rest_q = jnp.sum(jnp.exp(log_p[k:]) * q[k:]) / jnp.sum(jnp.exp(log_p[k:]))
+        return jnp.sum(weights[:k] * q[:k]) + weights[k] * rest_q
+
+    def with_exact_completion(log_p, q, visits, value):
+        # Theory asks for completed values that are exact in expectation: visit all, no rest.
+        tree = small_tree(jax.nn.log_softmax(log_p[:k]), q[:k], jnp.ones(k, int), value)
+        weights = gumbel.improved_policy(tree, 0, config)[:k]
+        prior = jax.nn.softmax(log_p[:k])
+        return jnp.sum(weights * q[:k]) - jnp.sum(prior * q[:k])
+
+    gain = jax.vmap(with_exact_completion)(log_p, q, visits, value)
+    assert float(jnp.min(gain)) > -1e-6
+    # With unvisited actions completed by v_mix, the policy improves on average by a wide margin.
+    mixed = jax.vmap(policy_value)(log_p, q, visits, value)
+    assert float(jnp.mean(mixed - value)) > 0.05
+
+
+def test_completed_values_by_hand():
+    """p = (.5, .25, .05), rest .2; visits (2, 1, 0); q = (.2, .8, -); v = .4.
+
+    v_mix = (.4 + 3 * (.5 * .2 + .25 * .8) / .75) / 4 = (.4 + 1.2) / 4 = .4; scale = (50 + 2) * .1.
+    """
+    log_p = jnp.log(jnp.array([0.5, 0.25, 0.05]))
+    tree = small_tree(log_p, jnp.array([0.2, 0.8, 9.0]), jnp.array([2, 1, 0]), jnp.array(0.4))
+    config = gumbel.SearchConfig(value_scale=0.1, maxvisit_init=50.0)
+    sigma, sigma_rest, mixed = gumbel.completed_qvalues(tree, 0, config)
+    np.testing.assert_allclose(mixed, 0.4, rtol=1e-6)
+    np.testing.assert_allclose(sigma, 5.2 * np.array([0.2, 0.8, 0.4]), rtol=1e-6)
+    np.testing.assert_allclose(sigma_rest, 5.2 * 0.4, rtol=1e-6)
+    unnormalised = np.array([0.5, 0.25, 0.05, 0.2]) * np.exp(5.2 * np.array([0.2, 0.8, 0.4, 0.4]))
+    weights = gumbel.improved_policy(tree, 0, config)
+    np.testing.assert_allclose(weights, unnormalised / unnormalised.sum(), rtol=1e-5)
+
+
+def test_terminal_reward_and_discount_by_hand():
+    """Two moves to the end, one of four endings right: values are averages of visits, and nothing
+    flows through a finished text.
+
+    root -> 1 -> (3 right, 4 wrong); root -> 2 -> (5 wrong, 6 wrong); all priors 1/2, no values.
+    With 6 simulations Sequential Halving visits both root actions 3 times: first the node itself
+    (worth 0), then ending 3 (worth 1). Now sigma(1) - sigma(v_mix = 1/2) = 51 * .1 / 2 = 2.55, so
+    pi'(3) - N(3) / (1 + 1) = .93 - .5 beats .07: ending 3 again. q(1) = (0 + 1 + 1) / 3; below 2
+    all is 0; the root is worth (0 + 2) / 7.
+    """
+    half = np.log(np.full(2, 0.5, np.float32))
+    table = TableModel(
+        root_log_probs=half,
+        log_probs=np.tile(half, (7, 1)),
+        value=np.zeros(7, np.float32),
+        outcome=np.array([0, 0, 0, 1, 0, 0, 0], np.float32),
+        children=np.array([[0, 0], [3, 4], [5, 6]] + [[0, 0]] * 4, np.int32),
+        root_children=np.array([1, 2], np.int32),
+        finished=np.array([False] * 3 + [True] * 4),
+        gumbel=np.zeros((1, 2), np.float32),
+    )
+    config = gumbel.SearchConfig(use_oracle=True, use_value=False, max_considered_actions=2)
+    result = gumbel.search(
+        table,
+        None,
+        table.root(1),
+        jax.random.key(0),
+        num_simulations=6,
+        config=config,
+        verify=table.verify,
+    )
+    np.testing.assert_array_equal(result.visits, [[3, 3]])
+    np.testing.assert_allclose(result.qvalues, [[2 / 3, 0.0]], rtol=1e-6)
+    assert int(result.action[0]) == 0 and int(result.child.tokens[0, 0]) == 1
+    np.testing.assert_allclose(result.tree.node_values[0, 0], 2 / 7, rtol=1e-6)
+
+
+def test_oracle_without_checker_is_refused():
+    table = random_table(np.random.default_rng(0), batch=1, root_actions=4, k=2, depth=2)
+    with pytest.raises(ValueError, match="asks for a checker"):
+        gumbel.search(
+            table,
+            None,
+            table.root(1),
+            jax.random.key(0),
+            num_simulations=2,
+            config=gumbel.SearchConfig(use_oracle=True),
+        )

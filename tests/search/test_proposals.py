@@ -1,0 +1,105 @@
+"""Candidates: the k likeliest, or a sample without replacement, of all continuations."""
+
+import itertools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from models import language_model, transformer
+from search import proposals
+
+VOCAB, LENGTH, STOP = 4, 3, 1
+CONFIG = transformer.TransformerConfig(
+    vocab_size=VOCAB, width=16, num_layers=1, num_heads=2, head_dim=8
+)
+MODEL = language_model.LanguageModel(CONFIG)
+PARAMS = jax.tree.map(lambda x: 2 * x, MODEL.init(jax.random.key(0)))  # far from uniform
+PROMPTS = jnp.array([[2, 3, 0], [3, 2, 2]])
+PROMPT_LENGTHS = jnp.array([2, 3])
+
+
+def continuations():
+    """Every continuation of up to LENGTH tokens that ends at STOP or is LENGTH long."""
+    for tokens in itertools.product(range(VOCAB), repeat=LENGTH):
+        n = tokens.index(STOP) + 1 if STOP in tokens else LENGTH
+        if all(t == 0 for t in tokens[n:]):
+            yield tokens[:n]
+
+
+def exact_log_probs(row):
+    prompt = PROMPTS[row, : PROMPT_LENGTHS[row]].tolist()
+    table = {}
+    for tokens in continuations():
+        text = jnp.array([prompt + list(tokens)])
+        log_p = jax.nn.log_softmax(MODEL.forward(PARAMS, text)[0])
+        steps = range(len(tokens))
+        table[tokens] = float(sum(log_p[len(prompt) - 1 + i, tokens[i]] for i in steps))
+    return table
+
+
+def propose(repeats=1, rng_key=None, k=7):
+    tokens = jnp.repeat(PROMPTS, repeats, axis=0)
+    lengths = jnp.repeat(PROMPT_LENGTHS, repeats)
+    out, cache = MODEL.prefill(PARAMS, tokens, lengths=lengths, capacity=3)
+    return proposals.propose(
+        MODEL,
+        PARAMS,
+        cache,
+        out.at(lengths - 1).logits,
+        num_candidates=k,
+        num_tokens=LENGTH,
+        stop_tokens=(STOP,),
+        rng_key=rng_key,
+    )
+
+
+def as_tuples(candidates, row):
+    rows = zip(candidates.tokens[row], candidates.lengths[row], strict=True)
+    return [tuple(np.asarray(tokens)[: int(n)].tolist()) for tokens, n in rows]
+
+
+def test_without_noise_they_are_likely_ones_with_exact_probabilities():
+    """A beam as wide as the tree is exact: k = all prefixes of length 2 and more."""
+    k = 16
+    found = propose(k=k)
+    for row in range(2):
+        want = exact_log_probs(row)
+        names = as_tuples(found, row)
+        assert len(set(names)) == k
+        best = sorted(want, key=want.get, reverse=True)[:k]
+        assert set(names) == set(best)
+        np.testing.assert_allclose(found.log_probs[row], [want[n] for n in names], atol=1e-5)
+        assert np.all(np.diff(found.log_probs[row]) <= 1e-6)
+    np.testing.assert_array_equal(found.gumbel, 0.0)
+
+
+def test_with_noise_they_are_a_sample_without_replacement():
+    """Inclusion frequencies over 4,000 draws equal those of Gumbel-top-k over all continuations,
+    the first is a sample of the model, and the reported noise has the mean of those that win."""
+    draws, k = 4000, 3
+    found = jax.device_get(propose(repeats=draws, rng_key=jax.random.key(1), k=k))
+    rng = np.random.default_rng(0)
+    for row in range(2):
+        want = exact_log_probs(row)
+        names = list(want)
+        log_p = np.array([want[n] for n in names])
+        noise = rng.gumbel(size=(200_000, len(names)))
+        order = np.argsort(-(noise + log_p), axis=1)[:, :k]
+        included = np.bincount(order.ravel(), minlength=len(names)) / len(noise)
+        winners_noise = np.take_along_axis(noise, order, 1).mean(0)
+        first, counts = np.zeros(len(names)), np.zeros(len(names))
+        number = {name: i for i, name in enumerate(names)}
+        rows = range(row * draws, (row + 1) * draws)
+        for r in rows:
+            numbers = [number[name] for name in as_tuples(found, r)]
+            assert len(set(numbers)) == k
+            first[numbers[0]] += 1
+            counts[numbers] += 1
+        deviation = np.sqrt(0.25 / draws)
+        np.testing.assert_allclose(first / draws, np.exp(log_p), atol=4 * deviation)
+        np.testing.assert_allclose(counts / draws, included, atol=4 * deviation)
+        got_noise = found.gumbel[list(rows)].mean(0)
+        np.testing.assert_allclose(got_noise, winners_noise, atol=0.1)
+        scores = found.gumbel + found.log_probs
+        assert np.all(np.diff(scores[list(rows)], axis=1) <= 1e-4)
