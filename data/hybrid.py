@@ -26,6 +26,8 @@ from data.record_rows import Arrays, SolvedTexts
 from data.records import SearchRecord
 from data.tokenizer import Tokenizer
 
+_ENDLESS = 10**12
+
 Folders = list[list[SearchRecord]]
 
 
@@ -114,6 +116,11 @@ def load(
     Raises:
       DataError: if records are not readable, do not fit the shapes, or hold no rows at all.
     """
+    if not (config.policy_batch or config.value_batch or config.text_batch):
+        raise DataError(
+            "hybrid training needs at least one part; got policy_batch=value_batch=text_batch=0. "
+            "Give one of them a size."
+        )
     folders = [list(records.read_folder(source.path)) for source in config.records]
     solved = SolvedTexts(itertools.chain.from_iterable(folders))
     return HybridCorpus(
@@ -192,5 +199,6 @@ def batches(
         )
         for i, (rows, batch_size) in enumerate(parts.values())
     ]
+    datasets = [dataset[:_ENDLESS] for dataset in datasets]  # zip wants equal lengths
     joined = grain.experimental.ZipMapDataset(datasets)
     return mixture.iterate(joined.map(lambda arrays: dict(zip(parts, arrays, strict=True))))

@@ -111,7 +111,7 @@ class SearchRecord:
 
 def to_json(record: SearchRecord) -> bytes:
     """The payload of a record; arrays and numpy numbers become lists and plain numbers."""
-    fields = _plain(dataclasses.asdict(record))
+    fields = _plain(record)
     _from_fields(fields)
     return json.dumps(fields, ensure_ascii=False, allow_nan=False, separators=(",", ":")).encode()
 
@@ -134,12 +134,14 @@ def from_json(payload: bytes) -> SearchRecord:
 
 def _plain(value: Any) -> Any:
     """Lists, dictionaries and plain numbers; floats with 6 significant digits."""
-    if hasattr(value, "tolist"):
+    if dataclasses.is_dataclass(value):
+        value = vars(value)
+    elif hasattr(value, "tolist"):
         value = value.tolist()
     if isinstance(value, dict):
         return {str(key): _plain(item) for key, item in value.items()}
     if isinstance(value, (list, tuple)):
-        return [_plain(item) for item in value]
+        return [item if type(item) is int else _plain(item) for item in value]
     return float(f"{value:.6g}") if isinstance(value, float) else value
 
 

@@ -1,5 +1,7 @@
 """Search records like those of a real search, made by random legal play."""
 
+import dataclasses
+
 import numpy as np
 
 from data import game24, records, tokenizer
@@ -93,3 +95,47 @@ def _play_from(rng, state: list[int]) -> str:
     """A random legal completion from these numbers."""
     tokens = game24._play(rng, np.array([sorted(state)]))[0]
     return TOKENIZER.decode(tokens).partition("\n")[2]
+
+
+def solved_record() -> records.SearchRecord:
+    """A solved game of 4 5 6 10: three positions of two candidates, one of them wrong, no trees."""
+    lines = ["10 - 4 = 6 left 5 6 6\n", "5 * 6 = 30 left 6 30\n", "30 - 6 = 24"]
+    wrong = ["6 + 4 = 10 left 5 10 10\n", "6 - 5 = 1 left 1 6\n", "30 + 6 = 36"]
+    encoded = [tuple(TOKENIZER.encode(line)) for line in lines]
+    others = [tuple(TOKENIZER.encode(line)) for line in wrong]
+    encoded[-1] += (TOKENIZER.eos_id,)
+    others[-1] += (TOKENIZER.eos_id,)
+    offsets = [0, len(encoded[0]), len(encoded[0] + encoded[1])]
+    positions = tuple(
+        records.Position(
+            offset=offset,
+            candidates=(right, other),
+            weights=(0.75, 0.125, 0.125),
+            visits=(12, 4),
+            root_value=0.5,
+            prior=(0.25, 0.5),
+        )
+        for offset, right, other in zip(offsets, encoded, others)
+    )
+    completion_tokens = sum(encoded, ())
+    failed = sum(encoded[:2], ()) + others[2]
+    return records.SearchRecord(
+        problem_id="game24/4-5-6-10",
+        split="train",
+        prompt="4 5 6 10\n",
+        completion="".join(lines),
+        prompt_tokens=tuple(TOKENIZER.encode("4 5 6 10\n")),
+        completion_tokens=completion_tokens,
+        outcome=1.0,
+        seed=0,
+        settings={},
+        positions=positions,
+        leaves=(
+            records.Leaf(tokens=completion_tokens, outcome=1.0),
+            records.Leaf(tokens=failed, outcome=0.0),
+        ),
+    )
+
+
+def replace_outcomes(tree: records.Tree, outcome) -> records.Tree:
+    return dataclasses.replace(tree, outcome=outcome)
