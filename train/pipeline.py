@@ -198,7 +198,7 @@ def _open(
     if not (resume and _is_pipeline_folder(folder)):
         run_folder.prepare(folder, pipeline, resume=resume, overwrite=overwrite, command=command)
         return
-    present = set((folder / "stages").glob("*")) if (folder / "stages").is_dir() else set()
+    present = set((folder / "stages").glob("[!.]*"))
     changed = [name for name, at in folders.items() if _state(at, hashes[name]) == "changed"]
     dropped = sorted(path.name for path in present - set(folders.values()))
     if (changed or dropped) and not overwrite:

@@ -162,6 +162,8 @@ def _read_config(path: Path) -> Any:
 def _create(path: Path, files: Mapping[str, Any], command: str) -> None:
     """All files at once: a run killed here leaves no folder, or a whole one."""
     path.parent.mkdir(parents=True, exist_ok=True)
+    for left_by_a_kill in path.parent.glob(f".{path.name}.*.tmp"):
+        shutil.rmtree(left_by_a_kill, ignore_errors=True)
     temporary = Path(tempfile.mkdtemp(prefix=f".{path.name}.", suffix=".tmp", dir=path.parent))
     try:
         temporary.chmod(0o755)  # mkdtemp is private, a run folder is like any other
