@@ -23,7 +23,7 @@ import grain
 import numpy as np
 from jaxtyping import Bool, Int
 
-from data import files, game24, mixture, packing, records
+from data import builders, files, game24, mixture, packing, records
 from data.errors import DataError
 from data.packing import Documents, Windows
 from data.tokenizer import Tokenizer, load_tokenizer
@@ -126,6 +126,28 @@ class RecordTextSource:
             for tokens, outcome in ends:
                 if self.include == "all" or outcome == 1:
                     texts[record.prompt, tokenizer.decode(tokens)] = None
+        return from_texts(texts, tokenizer, self.loss)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class TfdsSource:
+    """A tfds dataset whose examples have the texts `prompt` and `completion`.
+
+    Attributes:
+      name: dataset and config, such as "game24/legal_play" (`data.builders`); prepared on first
+        use, as ArrayRecord files.
+      data_dir: where tfds keeps datasets; None is its own default.
+    """
+
+    name: str
+    split: str = "train"
+    data_dir: str | None = None
+    weight: float = 1.0
+    loss: Loss = "completion"
+
+    def documents(self, tokenizer: Tokenizer, length: int) -> Documents:
+        examples = builders.data_source(self.name, self.split, self.data_dir)
+        texts = ((one["prompt"].decode(), one["completion"].decode()) for one in examples)
         return from_texts(texts, tokenizer, self.loss)
 
 
