@@ -119,7 +119,7 @@ class RecordTextSource:
     loss: Loss = "completion"
 
     def documents(self, tokenizer: Tokenizer, length: int) -> Documents:
-        texts = {}  # a dictionary keeps the order and drops repeats
+        texts: dict[tuple[str, str], None] = {}  # a dictionary keeps the order and drops repeats
         for record in records.read_folder(self.path):
             ends = [(record.completion_tokens, record.outcome)]
             ends += [(leaf.tokens, leaf.outcome) for leaf in record.leaves if self.from_leaves]
@@ -230,7 +230,7 @@ class Corpus:
         digest = hashlib.sha256(repr((self.num_rows, self.weights)).encode())
         for array in (self.windows.tokens, self.windows.is_counted, self.windows.segment_ids):
             digest.update(repr((array.shape, array.dtype.str)).encode())
-            digest.update(np.ascontiguousarray(array))
+            digest.update(array.tobytes())
         return digest.hexdigest()
 
     def gather(self, rows: Int[np.ndarray, " B"]) -> Batch:

@@ -103,7 +103,8 @@ def _symbols(text: str) -> list[str]:
     text = text.rstrip(" \t\r")
     while position < len(text):
         match = _SYMBOL.match(text, position)
-        _require(match)
+        if not match:
+            raise _WrongError
         symbols.append(match[1])
         position = match.end()
     return symbols

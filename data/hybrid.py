@@ -100,7 +100,7 @@ class HybridCorpus:
             digest.update(repr((rows.num_rows, rows.weights)).encode())
             for name, array in rows.arrays.items():
                 digest.update(repr((name, array.shape, array.dtype.str)).encode())
-                digest.update(np.ascontiguousarray(array))
+                digest.update(array.tobytes())
         return digest.hexdigest()
 
 
@@ -186,7 +186,7 @@ def batches(
         "value": (corpus.value, config.value_batch),
         "text": (corpus.text, config.text_batch),
     }
-    parts = {name: part for name, part in parts.items() if part[0] is not None}
+    used = {name: (rows, size) for name, (rows, size) in parts.items() if rows is not None}
     datasets = [
         mixture.batched_rows(
             rows.num_rows,
@@ -197,8 +197,8 @@ def batches(
             host=host,
             num_hosts=num_hosts,
         )
-        for i, (rows, batch_size) in enumerate(parts.values())
+        for i, (rows, batch_size) in enumerate(used.values())
     ]
     datasets = [dataset[:_ENDLESS] for dataset in datasets]  # zip wants equal lengths
     joined = grain.experimental.ZipMapDataset(datasets)
-    return mixture.iterate(joined.map(lambda arrays: dict(zip(parts, arrays, strict=True))))
+    return mixture.iterate(joined.map(lambda arrays: dict(zip(used, arrays, strict=True))))

@@ -154,7 +154,7 @@ def _from_fields(fields: dict[str, Any]) -> SearchRecord:
     if version != SCHEMA_VERSION:
         raise DataError(_version_message("a record", version))
     try:
-        parts = {
+        parts: dict[str, Any] = {
             "positions": tuple(Position(**_freeze_all(part)) for part in fields["positions"]),
             "leaves": tuple(Leaf(**_freeze_all(part)) for part in fields["leaves"]),
             "trees": tuple(Tree(**_freeze_all(part)) for part in fields["trees"]),
