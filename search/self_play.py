@@ -14,8 +14,9 @@ import numpy as np
 from data import problems, records, tokenizer
 from models import language_model
 from search import gumbel, oracle, token_model
-from train import checkpoints, metrics
+from train import checkpoints
 from train.errors import ConfigError
+from train.stopping import StopFlag
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -30,14 +31,13 @@ class SelfPlayConfig:
     """Which of its splits to play."""
     limit: int | None = None
     """Only the first so many problems; None plays all."""
-    games_per_problem: int = 1
-    """Games from each prompt, each with its own noise."""
     search: gumbel.SearchConfig = gumbel.SearchConfig(use_oracle=True, root_noise=True)
     """How each move is searched."""
     max_moves: int = 3
     """Moves (actions) after which a game is over, finished or not."""
-    random_moves: int = 0
-    """First moves drawn from the model's prior instead of being searched, to see other states."""
+    random_moves: tuple[int, ...] = (0,)
+    """One game per problem and entry; so many of its first moves are drawn from the model's prior
+    instead of being searched, to see other states."""
     batch_size: int = 64
     """Games searched at once."""
     keep_trees: bool = True
@@ -89,6 +89,8 @@ def play(
     config: SelfPlayConfig,
     rng_key: jax.Array,
     verify: oracle.Oracle | None = None,
+    *,
+    random_moves: int = 0,
 ) -> list[Game]:
     """Plays one game per prompt, all at once, a search per move.
 
@@ -112,7 +114,7 @@ def play(
     searched: list[list[tuple[records.Position, records.Tree]]] = [[] for _ in prompts]
 
     for move, move_key in enumerate(jax.random.split(rng_key, config.max_moves)):
-        if move < config.random_moves:
+        if move < random_moves:
             state = _random_move(model, params, state, move_key, verify)
             evaluations += np.asarray(state.evaluations)
             state = state.replace(evaluations=jnp.zeros_like(state.evaluations))
@@ -212,7 +214,16 @@ def _leaves(completion, searched) -> tuple[records.Leaf, ...]:
     return tuple(records.Leaf(tokens=path, outcome=outcome) for path, outcome in found.items())
 
 
-def run(config: SelfPlayConfig, run_folder: Path, *, resume: bool, stop) -> Path:
+def _print_progress(played: list[Game], done: int, total: int, seconds: float) -> None:
+    solved = sum(game.record.outcome == 1 for game in played)
+    print(
+        f"search  batch {done}/{total}  solved {solved}/{len(played)}  "
+        f"{len(played) / seconds:.1f} games/s  {seconds * (total - done):.0f} s left",
+        flush=True,
+    )
+
+
+def run(config: SelfPlayConfig, run_folder: Path, *, resume: bool, stop: StopFlag) -> Path:
     """Plays all problems of the config; returns the folder of the record shards.
 
     A shard is one batch; finished shards are never played again. The same config gives the same
@@ -235,7 +246,12 @@ def run(config: SelfPlayConfig, run_folder: Path, *, resume: bool, stop) -> Path
         newline_id=text.newline_id if text.newline_id is not None else text.eos_id,
     )
     all_problems = problems.load_problems(config.problem_set, config.split)[: config.limit]
-    games = [n for n in range(len(all_problems)) for _ in range(config.games_per_problem)]
+    size = config.batch_size
+    batches = [
+        (random_moves, list(range(len(all_problems)))[start : start + size])
+        for random_moves in config.random_moves
+        for start in range(0, len(all_problems), size)
+    ]
     verify = None
     if config.search.use_oracle:
         verify = oracle.Oracle(config.problem_set, config.split, tokenizer_name)
@@ -243,30 +259,28 @@ def run(config: SelfPlayConfig, run_folder: Path, *, resume: bool, stop) -> Path
     folder = run_folder / "records"
     folder.mkdir(parents=True, exist_ok=True)
     seed_key = jax.random.key(config.seed)
-    num_batches = -(-len(games) // config.batch_size)
-    with metrics.Progress("search", num_batches) as progress:
-        for batch in range(num_batches):
-            shard = folder / f"shard-{batch:05d}-of-{num_batches:05d}{records.SUFFIX}"
-            if records.sidecar_path(shard).exists():
-                continue
-            if stop is not None and stop.requested:
-                stop.raise_preempted(f"batch {batch} of {num_batches}")
-            rows = games[batch * config.batch_size : (batch + 1) * config.batch_size]
-            # The last batch is filled up, so that it has the shape that is compiled already.
-            filled = rows + rows[:1] * (config.batch_size - len(rows))
-            started = time.monotonic()
-            played = play(
-                model,
-                params,
-                [all_problems[n].prompt for n in filled],
-                filled,
-                text,
-                config,
-                jax.random.fold_in(seed_key, batch),
-                verify,
-            )[: len(rows)]
-            records.write_shard(shard, [game.record for game in played])
-            progress.update(batch + 1, seconds=time.monotonic() - started)
+    for number, (random_moves, rows) in enumerate(batches):
+        shard = folder / f"shard-{number:05d}-of-{len(batches):05d}{records.SUFFIX}"
+        if records.sidecar_path(shard).exists():
+            continue
+        if stop.requested:
+            stop.raise_preempted(f"batch {number} of {len(batches)}")
+        # The last batch is filled up, so that it has the shape that is compiled already.
+        filled = rows + rows[:1] * (size - len(rows))
+        started = time.monotonic()
+        played = play(
+            model,
+            params,
+            [all_problems[n].prompt for n in filled],
+            filled,
+            text,
+            config,
+            jax.random.fold_in(seed_key, number),
+            verify,
+            random_moves=random_moves,
+        )[: len(rows)]
+        records.write_shard(shard, [game.record for game in played])
+        _print_progress(played, number + 1, len(batches), time.monotonic() - started)
     summary = records.summary(records.read_folder(folder))
     (run_folder / "summary.json").write_text(json.dumps(summary, indent=2) + "\n")
     return folder
