@@ -5,9 +5,10 @@ files.py             find(name): downloaded data files, wherever they are kept
 tokenizer.py         text <-> token ids
 problems.py          Prompt (what a search may see) and Problem (with its checker), by name
 game24.py            Game of 24: puzzles, splits, random legal play; game24_checker.py: the rules
-documents.py         text sources -> packed windows of tokens with loss masks [B, T]
-records.py           SearchRecord: what search writes and train reads
-hybrid.py            records -> batches of policy, value and text rows
+documents.py         text sources -> batches of tokens and loss masks [B, T]; packing.py: windows
+search_record.py     SearchRecord: one searched game; records.py: the files of them
+hybrid.py            records -> batches of policy, value and text; record_rows.py: their rows
+mixture.py           shuffled, weighted, resumable batches of rows in memory
 builders/            tfds datasets (ArrayRecord, without TensorFlow)
 
 Nothing here needs JAX: batches are dictionaries of numpy arrays, and iterators are grain's.

@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 from array_record.python import array_record_module
 
-from data import records
+from data import records, search_record
 from data.errors import DataError
 from tests.data import synthetic_records
 
@@ -186,7 +186,7 @@ def test_another_count_is_refused(shard):
 
 
 def test_a_newer_record_in_an_old_shard_is_refused(shard, monkeypatch):
-    monkeypatch.setattr(records, "SCHEMA_VERSION", 2)
+    monkeypatch.setattr(search_record, "SCHEMA_VERSION", 2)
     records.write_shard(shard, [changed(schema_version=2)])
     monkeypatch.undo()
     rewrite_sidecar(shard, schema_version=1)
