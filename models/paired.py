@@ -24,11 +24,14 @@ class PairedModel(LanguageModel):
     value_config: transformer.TransformerConfig
 
     def __post_init__(self):
-        sizes = self.config.vocab_size, self.value_config.vocab_size
-        if sizes[0] != sizes[1]:
+        ours, theirs = (
+            (config.vocab_size, config.attention.kind)
+            for config in (self.config, self.value_config)
+        )
+        if ours != theirs:
             raise ValueError(
-                f"two models read one text only with one vocabulary; got {sizes[0]} and {sizes[1]} "
-                "tokens. Pair models that were trained with the same tokenizer."
+                "two models read one text only with one vocabulary and one kind of attention; got "
+                f"{ours} and {theirs}. Pair a model with what it was trained from."
             )
 
     @property
@@ -36,20 +39,18 @@ class PairedModel(LanguageModel):
         return LanguageModel(self.config), LanguageModel(self.value_config)
 
     def init(self, rng_key: Array) -> Params:
-        raise NotImplementedError(
-            "a pair is made of trained models; init each of `models` instead."
-        )
+        raise NotImplementedError("a pair joins trained models; init each of `models`.")
 
     def abstract_params(self):
-        raise NotImplementedError("a pair has no axis names; ask each of `models` instead.")
+        raise NotImplementedError("a pair has no axis names; ask each of `models`.")
 
     def empty_cache(self, batch: int, capacity: int) -> caches.Cache:
         policy, value = (model.empty_cache(batch, capacity) for model in self.models)
-        return policy.replace(layers=policy.layers + value.layers)
+        return dataclasses.replace(policy, layers=policy.layers + value.layers)
 
     def empty_lanes(self, batch: int, num_lanes: int, capacity: int) -> caches.Lanes:
         policy, value = (model.empty_lanes(batch, num_lanes, capacity) for model in self.models)
-        return policy.replace(layers=policy.layers + value.layers)
+        return dataclasses.replace(policy, layers=policy.layers + value.layers)
 
     def _apply(
         self, params: Params, *args, prefix=None, lanes=None, **kwargs
@@ -66,4 +67,6 @@ class PairedModel(LanguageModel):
             )
             for model, name, part in both
         )
-        return policy.replace(value_logits=value.value_logits), policy_owns + value_owns
+        return dataclasses.replace(
+            policy, value_logits=value.value_logits
+        ), policy_owns + value_owns

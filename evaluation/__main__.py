@@ -1,0 +1,114 @@
+"""python -m evaluation CHECKPOINT [--tasks game24] [--simulations 16 50 200] [--base B] [...].
+
+Evaluates a run folder or checkpoint and prints the table and where the report is; `--help` explains
+every option.
+"""
+
+import json
+import shlex
+from dataclasses import dataclass
+from pathlib import Path
+
+from configs import load
+from train.errors import ConfigError
+
+USAGE = "usage: python -m evaluation CHECKPOINT [--options]"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Options:
+    """Greedy decoding, search, and best-of-n that reads as much as the search, on one model."""
+
+    tasks: tuple[str, ...] = ("game24",)
+    """Names of the problem sets (see data.problems)."""
+    split: str = "test"
+    """Which problems are asked."""
+    limit: int | None = None
+    """Only the first so many of them; None asks all."""
+    simulations: tuple[int, ...] = (16, 50, 200)
+    """Simulations per move; each number is a search of its own."""
+    compared: int = 50
+    """The simulations that best-of-n, controls and ablations are compared at."""
+    candidates: int = 16
+    """Moves that a search considers in each position."""
+    value_scale: float = 0.1
+    """How far the values of a search override its prior."""
+    max_moves: int = 3
+    """Moves (lines) after which a game is over."""
+    baseline: str | None = None
+    """The model before it learned from search; adds the controls."""
+    ablation: bool = False
+    """Also search with oracle and value switched on and off, on the training split too."""
+    batch_size: int = 50
+    """Problems answered at once."""
+
+
+def main(argv: list[str]) -> None:
+    if list(argv) in (["--help"], ["-h"]):
+        load.override(Options(), ["--help"], program="evaluation CHECKPOINT")
+    if not argv or argv[0].startswith("-"):
+        raise ConfigError(f"the first argument is a run folder or a checkpoint. {USAGE}")
+    checkpoint, *rest = argv
+    options, flags = load.override(
+        Options(), rest, program="evaluation", name=f"evaluation-{_name_of(checkpoint)}"
+    )
+    # After the command line is known to be good: these load JAX.
+    from evaluation import report
+    from evaluation import run as evaluation
+    from train import checkpoints, config_json, run_folder
+    from train.stopping import StopFlag
+
+    config = make_config(checkpoint, options)
+    if flags.show:
+        print(json.dumps(config_json.encode(config), indent=2))
+        return
+    for path in filter(None, (config.checkpoint, config.base_checkpoint)):
+        checkpoints.find_step(path)  # a misspelt path leaves no run folder behind
+    folder = run_folder.prepare(
+        flags.run_folder,
+        config,
+        resume=flags.resume,
+        overwrite=flags.overwrite,
+        command=shlex.join(["python", "-m", "evaluation", *argv]),
+    )
+    with StopFlag(deadline_seconds=flags.stop_after_seconds) as stop:
+        path = evaluation.run(config, folder, resume=flags.resume, stop=stop)
+    report.show(report.read(path))
+    print(f"report: {path}\nplot:   {path.with_name('accuracy.png')}")
+
+
+def make_config(checkpoint: str, options: Options):
+    """The evaluation that the options ask for."""
+    from evaluation import standard
+    from evaluation.run import EvaluationConfig
+    from search import gumbel, token_model
+
+    return EvaluationConfig(
+        checkpoint=checkpoint,
+        base_checkpoint=options.baseline,
+        tasks=options.tasks,
+        batch_size=options.batch_size,
+        methods=standard.standard_methods(
+            search=gumbel.SearchConfig(
+                action=token_model.ActionConfig(num_candidates=options.candidates),
+                value_scale=options.value_scale,
+            ),
+            simulations=options.simulations,
+            compared=options.compared,
+            max_moves=options.max_moves,
+            split=options.split,
+            limit=options.limit,
+            has_base=options.baseline is not None,
+            ablation_splits=("test", "train") if options.ablation else (),
+        ),
+    )
+
+
+def _name_of(checkpoint: str) -> str:
+    """runs/tiny -> tiny; runs/circle/stages/04-learn -> circle-04-learn."""
+    skipped = ("runs", "stages", "checkpoints", "..", ".", "/")
+    return "-".join([part for part in Path(checkpoint).parts if part not in skipped][-3:])
+
+
+if __name__ == "__main__":
+    load.main("evaluation", main)

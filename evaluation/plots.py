@@ -1,0 +1,154 @@
+"""accuracy.png: how accuracy grows with search, what it costs, which part of it does the work."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import matplotlib
+from matplotlib.figure import Figure
+
+if TYPE_CHECKING:
+    from evaluation.report import Row
+
+# Okabe and Ito's colours, told apart with every kind of colour vision; each has its own marker too.
+STYLES = (
+    ("#0072B2", "o"), ("#D55E00", "s"), ("#009E73", "^"), ("#CC79A7", "D"), ("#7F7F7F", "v"),
+    ("#E69F00", "P"), ("#56B4E9", "X"),
+)  # fmt: skip
+LABEL_HEIGHT = 0.06  # in accuracy
+
+
+def accuracy(rows: Sequence["Row"], path: Path) -> None:
+    """Draws the accuracies of the first task, with 95% intervals, in three panels.
+
+    Left: searches of several sizes by simulations per move; dashed: methods without a search.
+    Middle: the same by what the model reads. Right: all searches of one size, on every split:
+    oracle and value switched on and off, and the controls.
+    """
+    first = rows[0]
+    rows = [row for row in rows if (row.task, row.metric) == (first.task, first.metric)]
+    on_split = [row for row in rows if row.split == first.split]
+    sized = [row for row in on_split if isinstance(row.simulations, int)]
+    several = {row.series for row in sized if len({r.simulations for r in _like(row, sized)}) > 1}
+    if not several and sized:
+        several = {sized[0].series}
+    main = [row for row in on_split if row.simulations is None or row.series in several]
+    compared = _compared_simulations(sized, several)
+    searches = [row for row in rows if row.simulations == compared and compared is not None]
+
+    figure = Figure(figsize=(16, 5.4), layout="constrained")
+    left, middle, right = figure.subplots(1, 3, width_ratios=(1, 1.5, 0.9))
+    labels = []
+    for (color, marker), series in zip(_cycle(STYLES), dict.fromkeys(row.series for row in main)):
+        group = [row for row in main if row.series == series]
+        group.sort(key=lambda row: row.forward_passes_per_problem)
+        scores = [row.score for row in group]
+        look = {"color": color, "marker": marker, "markersize": 8, "capsize": 3, "linewidth": 2}
+        costs = [row.forward_passes_per_problem for row in group]
+        middle.errorbar(costs, scores, _errors(group), clip_on=False, **look)
+        labels.append((costs[-1], scores[-1], series, color))
+        if series in several:
+            sizes = [row.simulations for row in group]
+            left.errorbar(sizes, scores, _errors(group), clip_on=False, **look)
+        else:
+            left.axhline(scores[-1], color=color, linestyle=(0, (4, 3)), linewidth=1.5)
+    _dress_by_size(left, sorted({row.simulations for row in main if row.series in several}))
+    _dress_by_cost(middle, labels)
+    _draw_searches(right, searches, compared, first.split)
+    figure.suptitle(
+        f"{first.task}: {first.metric} on {first.n} {first.split} problems, with 95% intervals",
+        x=0.01, ha="left", fontsize=15,
+    )  # fmt: skip
+    figure.savefig(path, dpi=130, metadata={"Software": None})
+
+
+def _like(row: "Row", rows: Sequence["Row"]) -> list["Row"]:
+    return [other for other in rows if other.series == row.series]
+
+
+def _compared_simulations(sized: Sequence["Row"], several: set[str]) -> int | None:
+    """The size that most searches of a single size have."""
+    sizes = [row.simulations for row in sized if row.series not in several]
+    return max(sizes, key=sizes.count, default=None)
+
+
+def _cycle(styles: Sequence[tuple[str, str]]):
+    while True:
+        yield from styles
+
+
+def _errors(rows: Sequence["Row"]) -> list[list[float]]:
+    return [[row.score - row.low for row in rows], [row.high - row.score for row in rows]]
+
+
+def _dress(axes, axis: str) -> None:
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.grid(axis=axis, color="#DDDDDD", linewidth=0.8)
+    axes.set_axisbelow(True)
+    scale = axes.yaxis if axis == "y" else axes.xaxis
+    getattr(axes, f"set_{axis}lim")(0, 1)
+    scale.set_major_formatter(matplotlib.ticker.PercentFormatter(1.0))
+
+
+def _dress_by_size(axes, simulations: Sequence[int]) -> None:
+    _dress(axes, "y")
+    axes.set_ylabel("accuracy")
+    axes.set_xlabel("simulations per move")
+    axes.set_xscale("log")
+    axes.set_xticks(simulations, map(str, simulations))
+    axes.minorticks_off()
+    if simulations:
+        axes.set_xlim(simulations[0] / 1.4, simulations[-1] * 1.4)
+
+
+def _dress_by_cost(axes, labels: Sequence[tuple[float, float, str, str]]) -> None:
+    """Every series is named beside its last point, without overlap."""
+    _dress(axes, "y")
+    axes.set_xlabel("forward passes per problem (tokens the model reads)")
+    axes.set_xscale("log")
+    low, high = axes.get_xlim()
+    axes.set_xlim(low, high * (high / low) ** 0.45)  # room for the names
+    heights = spread([score for _, score, _, _ in labels])
+    for (x, _, name, color), height in zip(labels, heights):
+        axes.annotate(
+            name, (x, height), xytext=(10, 0), textcoords="offset points", va="center",
+            color=color, fontsize=11, annotation_clip=False,
+            bbox={"facecolor": "white", "edgecolor": "none", "alpha": 0.8, "pad": 1},
+        )  # fmt: skip
+
+
+def _draw_searches(axes, rows: Sequence["Row"], simulations: int | None, split: str) -> None:
+    """One line per search; full markers on the first split, hollow ones beside them on others."""
+    if simulations is None:
+        axes.set_axis_off()
+        return
+    _dress(axes, "x")
+    names = list(dict.fromkeys(row.series for row in rows))
+    for row in rows:
+        is_first = row.split == split
+        axes.errorbar(
+            row.score, names.index(row.series) - (0.12 if is_first else -0.16),
+            xerr=[[row.score - row.low], [row.high - row.score]], color="#333333", marker="o",
+            markersize=7, capsize=3, linewidth=1.6, markerfacecolor=None if is_first else "white",
+            clip_on=False,
+        )  # fmt: skip
+    axes.set_yticks(range(len(names)), [name.replace(", ", ",\n", 1) for name in names])
+    axes.set_ylim(len(names) - 0.5, -0.5)
+    others = sorted({row.split for row in rows} - {split})
+    hollow = f"; hollow: {', '.join(others)}" if others else ""
+    axes.set_xlabel(f"accuracy at {simulations} simulations{hollow}")
+
+
+def spread(heights: Sequence[float], gap: float = LABEL_HEIGHT) -> list[float]:
+    """The heights, moved apart to `gap` or more; they stay within 0..1 if they all fit into it."""
+    order = sorted(range(len(heights)), key=lambda i: -heights[i])
+    placed = list(heights)
+    ceiling = 1.0
+    for i in order:
+        placed[i] = min(placed[i], ceiling)
+        ceiling = placed[i] - gap
+    floor = 0.0
+    for i in reversed(order):
+        placed[i] = max(placed[i], floor)
+        floor = placed[i] + gap
+    return placed

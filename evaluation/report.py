@@ -1,0 +1,245 @@
+"""The report of an evaluation: report.json, and the same rows as markdown and CSV.
+
+    {"schema_version": 1, "command", "commit", "hardware", "rows": [Row, ...]}
+
+A forward pass is one token read by the network once: `forward_passes_per_problem` counts every
+token of prompt, candidate lines and texts that a method made the model read.
+"""
+
+import csv
+import dataclasses
+import io
+import json
+import types
+import typing
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import jax
+import rich
+import rich.box
+import rich.markup
+import rich.table
+
+from evaluation import plots
+from train import run_folder
+from train.errors import DataError
+
+SCHEMA_VERSION = 1
+
+
+@dataclass(frozen=True, kw_only=True)
+class Row:
+    """One number and how it came about.
+
+    score, low, high: the metric and its 95% interval. n: problems. simulations: per move, one
+    number or one for each move. seconds_per_problem: without compilation; None if not measured.
+    """
+
+    task: str
+    split: str
+    stage: str
+    method: str
+    metric: str
+    score: float
+    low: float
+    high: float
+    n: int
+    simulations: int | tuple[int, ...] | None
+    use_oracle: bool
+    use_value: bool
+    forward_passes_per_problem: float
+    seconds_per_problem: float | None
+    settings: dict[str, Any]
+
+    def __post_init__(self):
+        for name, kind in typing.get_type_hints(type(self)).items():
+            value = getattr(self, name)
+            if not _is_a(value, kind):
+                raise DataError(f"a report row has {name}: {kind}; got {value!r}. Correct the row.")
+        if not 0 <= self.low <= self.score <= self.high <= 1 and self.metric == "accuracy":
+            raise DataError(
+                "an accuracy lies inside its interval, and that in 0..1; got "
+                f"{self.low} <= {self.score} <= {self.high}. Correct the row."
+            )
+
+    @property
+    def series(self) -> str:
+        """What rows have in common that differ in their size only: a line of the plot."""
+        if self.simulations is None:
+            return self.method
+        return self.method + " + oracle" * self.use_oracle + ", no value" * (not self.use_value)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Report:
+    """Rows and their origin: command line, git commit, processor."""
+
+    command: str
+    commit: str
+    hardware: str
+    rows: tuple[Row, ...]
+    schema_version: int = SCHEMA_VERSION
+
+
+def make(rows: Sequence[Row], folder: Path) -> Report:
+    """A report of `rows` from the run in `folder` (or a stage of a pipeline there)."""
+    environment = run_folder.environment()
+    hardware = f"{environment['cpu_model']}, {environment['cpu_cores']} cores"
+    device = jax.devices()[0]
+    if device.platform != "cpu":
+        hardware += f", {jax.device_count()} x {device.device_kind}"
+    changed = " with uncommitted changes" if environment["git_uncommitted_changes"] else ""
+    return Report(
+        command=_command(folder),
+        commit=(environment["git_commit"] or "unknown") + changed,
+        hardware=hardware,
+        rows=tuple(rows),
+    )
+
+
+def write(folder: Path, report: Report) -> Path:
+    """Writes report.json, table.md, table.csv and accuracy.png; returns the path of the first."""
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "table.md").write_text(to_markdown(report), encoding="utf-8")
+    (folder / "table.csv").write_text(to_csv(report), encoding="utf-8")
+    plots.accuracy(report.rows, folder / "accuracy.png")
+    run_folder.write_json(folder / "report.json", dataclasses.asdict(report))
+    return folder / "report.json"
+
+
+def read(path: Path) -> Report:
+    """The report in a file, checked.
+
+    Raises:
+      DataError: missing, not JSON, or not of this schema.
+    """
+    raw = run_folder.read_json(path)
+    version = raw.get("schema_version") if isinstance(raw, dict) else None
+    if version != SCHEMA_VERSION:
+        raise DataError(
+            f"this code reads reports of schema version {SCHEMA_VERSION}; got {version} in {path}. "
+            "Use the code that wrote it, or evaluate again."
+        )
+    try:
+        rows = tuple(Row(**_with_tuples(row)) for row in raw["rows"])
+        return Report(**{**raw, "rows": rows})
+    except (TypeError, KeyError, DataError) as error:
+        raise DataError(f"{path} is not a report ({error}). Evaluate again.") from error
+
+
+COLUMNS = {  # title -> cell; also the order
+    "method": lambda row: row.method,
+    "split": lambda row: row.split,
+    "simulations": lambda row: _simulations(row),
+    "oracle": lambda row: "yes" if row.use_oracle else "",
+    "value": lambda row: "yes" if row.use_value else "",
+    "accuracy": lambda row: f"{row.score:.1%}",
+    "95% interval": lambda row: f"{100 * row.low:.0f}–{100 * row.high:.0f}",
+    "n": lambda row: str(row.n),
+    "forward passes": lambda row: f"{row.forward_passes_per_problem:,.0f}",
+    "seconds": lambda row: _seconds(row),
+}
+SHOWN_IF_THEY_DIFFER = {"task": lambda row: row.task, "stage": lambda row: row.stage}
+LEFT_ALIGNED = (*SHOWN_IF_THEY_DIFFER, "method", "split", "oracle", "value")
+
+
+def to_markdown(report: Report) -> str:
+    """The table that people read, with its origin below."""
+    columns, cells = _table(report)
+    rule = ["---" if name in LEFT_ALIGNED else "---:" for name in columns]
+    lines = [f"| {' | '.join(line)} |" for line in (columns, rule, *cells)]
+    lines += [
+        "",
+        "Simulations are per move; forward passes (tokens read by the model) and seconds per "
+        "problem, without compilation.",
+        "",
+        f"`{report.command}`, commit {report.commit}, {report.hardware}.",
+    ]
+    return "\n".join(lines) + "\n"
+
+
+def to_csv(report: Report) -> str:
+    """All fields of all rows; settings as JSON."""
+    text = io.StringIO()
+    names = [field.name for field in dataclasses.fields(Row)]
+    writer = csv.DictWriter(text, names, lineterminator="\n")
+    writer.writeheader()
+    for row in report.rows:
+        cells = dataclasses.asdict(row)
+        cells["simulations"] = _simulations(row)
+        cells["settings"] = json.dumps(cells["settings"], sort_keys=True)
+        writer.writerow(cells)
+    return text.getvalue()
+
+
+def one_line(row: Row) -> str:
+    """A row for the terminal."""
+    simulations = "" if row.simulations is None else f", {_simulations(row)} simulations"
+    return (
+        f"{row.task} {row.split}: {row.series}{simulations}: {row.score:.1%} "
+        f"({100 * row.low:.0f}–{100 * row.high:.0f}) of {row.n}"
+    )
+
+
+def show(report: Report) -> None:
+    """Prints the table to the terminal."""
+    columns, cells = _table(report)
+    table = rich.table.Table(box=rich.box.SIMPLE_HEAD)
+    for name in columns:
+        table.add_column(name, justify="left" if name in LEFT_ALIGNED else "right")
+    for line in cells:
+        table.add_row(*map(rich.markup.escape, line))
+    rich.print(table)
+
+
+def _table(report: Report) -> tuple[list[str], list[list[str]]]:
+    """Column titles, and the cells of every row."""
+    extra = {
+        name: cell
+        for name, cell in SHOWN_IF_THEY_DIFFER.items()
+        if len(set(map(cell, report.rows))) > 1
+    }
+    columns = extra | COLUMNS
+    return list(columns), [[cell(row) for cell in columns.values()] for row in report.rows]
+
+
+def _simulations(row: Row) -> str:
+    if isinstance(row.simulations, tuple):
+        return ", ".join(map(str, row.simulations))
+    return "" if row.simulations is None else str(row.simulations)
+
+
+def _seconds(row: Row) -> str:
+    seconds = row.seconds_per_problem
+    if seconds is None:
+        return ""
+    return f"{seconds:.1f}" if seconds >= 1 else f"{seconds:.3f}"
+
+
+def _is_a(value: Any, kind: Any) -> bool:
+    """Whether a value is of a type hint of `Row` (a bool is no number here)."""
+    if isinstance(kind, types.UnionType):
+        return any(_is_a(value, each) for each in typing.get_args(kind))
+    if kind is float:
+        return isinstance(value, (int, float)) and not isinstance(value, bool)
+    if kind is int:
+        return isinstance(value, int) and not isinstance(value, bool)
+    return isinstance(value, typing.get_origin(kind) or kind)
+
+
+def _with_tuples(row: dict[str, Any]) -> dict[str, Any]:
+    simulations = row.get("simulations")
+    return row | {
+        "simulations": tuple(simulations) if isinstance(simulations, list) else simulations
+    }
+
+
+def _command(folder: Path) -> str:
+    """The newest command line of the run folder, or of the pipeline whose stage it is."""
+    for each in (folder, folder.parent.parent):
+        if (each / "command.txt").is_file():
+            return (each / "command.txt").read_text(encoding="utf-8").splitlines()[-1]
+    return "unknown"

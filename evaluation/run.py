@@ -1,0 +1,267 @@
+"""One evaluation: every method answers its problems, every answer is checked, a report is written.
+
+    RUN/samples/TASK-SPLIT-METHOD.jsonl   one answer per line, saved after every batch
+    RUN/report/                           report.json, table.md, table.csv, accuracy.png
+
+The report is a function of the samples alone, so an evaluation that was stopped continues with the
+next batch, and a finished one can be tabulated again without a model.
+"""
+
+import dataclasses
+import functools
+import json
+import os
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import rich
+
+from data import problems, tokenizer
+from evaluation import report, statistics
+from evaluation.methods import Attempt, BestOfN, Greedy, Method, Player, Questions, Search
+from models.language_model import LanguageModel
+from models.paired import PairedModel
+from train import checkpoints, config_json
+from train.errors import ConfigError
+
+
+@dataclass(frozen=True, kw_only=True)
+class EvaluationConfig:
+    """One evaluation: `python -m evaluation CHECKPOINT`."""
+
+    checkpoint: str
+    """Run folder or checkpoint of the trained model."""
+    base_checkpoint: str | None = None
+    """The model before it learned from search, for the methods that compare with it."""
+    tasks: tuple[str, ...] = ("game24",)
+    """Names of the problem sets (see data.problems)."""
+    methods: tuple[Greedy | BestOfN | Search, ...] = (Greedy(), Search(), BestOfN())
+    """What is measured, in this order (see evaluation.standard)."""
+    stage: str = ""
+    """What the report calls this model, such as "round 2"."""
+    batch_size: int = 50
+    """Problems answered at once; all batches but the first one are timed (that one compiles)."""
+
+    def __post_init__(self):
+        if self.batch_size < 1 or not self.tasks or not self.methods:
+            raise ConfigError(
+                "an evaluation has tasks, methods and a batch size of at least 1; got "
+                f"{self.tasks=}, {len(self.methods)} methods, {self.batch_size=}."
+            )
+        known: dict[tuple[str, str], Method] = {}
+        for method in self.methods:
+            place = (method.split, method.name)
+            if place in known:
+                raise ConfigError(
+                    f"every method of a split has its own name; {method.name!r} is twice in split "
+                    f"{method.split!r}. Set the label of one."
+                )
+            if isinstance(method, BestOfN):
+                matched = known.get((method.split, method.match))
+                if not isinstance(matched, Search) or matched.limit != method.limit:
+                    searches = [name for _, name in known if name.startswith("search")]
+                    raise ConfigError(
+                        "best of n matches an earlier search of the same split and limit; got "
+                        f"match={method.match!r} after {searches}. Correct it, or add the search."
+                    )
+            if method.model != "trained" and self.base_checkpoint is None:
+                raise ConfigError(
+                    f"{method.name!r} needs the base model; got no base_checkpoint. Give one, or "
+                    "leave that method out."
+                )
+            known[place] = method
+
+
+@dataclass(frozen=True, kw_only=True)
+class Answer:
+    """One line of a samples file: an attempt and what the checker said of it.
+
+    solved_by_any: the answer or a text that was passed over is right (pass@n).
+    evaluations: tokens the model read. seconds: share of its batch; None in a batch that compiled.
+    """
+
+    id: str
+    prompt: str
+    completion: str
+    correct: bool
+    value: float
+    evaluations: int
+    seconds: float | None
+    num_samples: int
+    solved_by_any: bool
+
+
+def run(config: EvaluationConfig, run_folder: Path, /, *, resume: bool, stop) -> Path:
+    """Evaluates; returns the path of report.json.
+
+    Raises:
+      Preempted: `stop` was requested; all finished batches are saved.
+      DataError: an unreadable checkpoint. ConfigError: models that do not belong together.
+    """
+    players = _Players(config)
+    rows = []
+    for task in config.tasks:
+        answers: dict[tuple[str, str], list[Answer]] = {}
+        for method in config.methods:
+            budgets = None
+            if isinstance(method, BestOfN):
+                budgets = [a.evaluations for a in answers[method.split, method.match]]
+            answers[method.split, method.name] = answer_all(
+                method,
+                players,
+                task,
+                run_folder / "samples" / f"{task}-{method.split}-{method.name}.jsonl",
+                budgets=budgets,
+                batch_size=config.batch_size,
+                resume=resume,
+                stop=stop,
+            )
+            new_rows = make_rows(method, answers[method.split, method.name], task, config.stage)
+            for row in new_rows:
+                rich.print(report.one_line(row))
+            rows += new_rows
+    return report.write(run_folder / "report", report.make(rows, run_folder))
+
+
+class _Players:
+    """The models of the config by role, each loaded when it is first needed."""
+
+    def __init__(self, config: EvaluationConfig):
+        self._paths = {"trained": config.checkpoint, "base": config.base_checkpoint}
+
+    @functools.cache  # noqa: B019 (lives as long as one evaluation)
+    def __call__(self, role: str) -> Player:
+        if role != "base_prior":
+            model_config, name, params = checkpoints.load_params(self._paths[role])
+            return Player(LanguageModel(model_config), params, tokenizer.load_tokenizer(name), name)
+        base, trained = self("base"), self("trained")
+        if base.tokenizer.fingerprint != trained.tokenizer.fingerprint:
+            raise ConfigError(
+                "the base model must read the tokens of the trained one; got tokenizers "
+                f"{base.tokenizer_name!r} and {trained.tokenizer_name!r}. Give the base_checkpoint "
+                "that the trained model started from."
+            )
+        return dataclasses.replace(
+            base,
+            model=PairedModel(base.model.config, trained.model.config),
+            params={"policy": base.params, "value": trained.params},
+        )
+
+
+def answer_all(
+    method: Method,
+    players,
+    task: str,
+    path: Path,
+    *,
+    budgets: Sequence[int] | None,
+    batch_size: int,
+    resume: bool,
+    stop,
+) -> list[Answer]:
+    """Answers of one method to its problems, saved in `path` after every batch.
+
+    A batch is filled up to its size, so that all have the shape that is compiled already.
+    """
+    asked = problems.load_problems(task, method.split)[: method.limit]
+    answers = read_answers(path) if resume else []
+    # Best of n fills batches with samples of one problem.
+    size = 1 if isinstance(method, BestOfN) else min(batch_size, len(asked))
+    is_compiled = False
+    while len(answers) < len(asked):
+        if stop is not None and stop.requested:
+            stop.raise_preempted(f"problem {len(answers)} of {len(asked)} of {path.stem}")
+        rows = range(len(answers), min(len(answers) + size, len(asked)))
+        filled = [*rows, *[rows[0]] * (size - len(rows))]
+        questions = Questions(
+            task=task,
+            numbers=filled,
+            prompts=[asked[n].prompt for n in filled],
+            budgets=None if budgets is None else [budgets[n] for n in filled],
+        )
+        player = players(method.model)
+        started = time.monotonic()
+        attempts = method.play(player, questions)
+        seconds = (time.monotonic() - started) / size if is_compiled else None
+        answers += [check(asked[n], attempt, seconds) for n, attempt in zip(rows, attempts)]
+        write_answers(path, answers)
+        is_compiled = True
+    return answers
+
+
+def check(problem: problems.Problem, attempt: Attempt, seconds: float | None) -> Answer:
+    """Asks the checker: the only place where an attempt meets the right answer."""
+    correct = attempt.finished and problem.verify(attempt.completion)
+    return Answer(
+        id=problem.prompt.id,
+        prompt=problem.prompt.text,
+        completion=attempt.completion,
+        correct=correct,
+        value=round(attempt.value, 6),
+        evaluations=attempt.evaluations,
+        seconds=seconds,
+        num_samples=attempt.num_samples,
+        solved_by_any=correct or any(map(problem.verify, attempt.others)),
+    )
+
+
+def make_rows(method: Method, answers: Sequence[Answer], task: str, stage: str) -> list[report.Row]:
+    """The rows of the report for one method: one, or two for best of n."""
+    seconds = [a.seconds for a in answers if a.seconds is not None]
+    n = len(answers)
+    search = method.search if isinstance(method, Search) else None
+    settings = config_json.encode(method) | {"num_samples": sum(a.num_samples for a in answers) / n}
+
+    def row(title: str, num_right: int, *, use_oracle: bool, use_value: bool) -> report.Row:
+        low, high = statistics.wilson_interval(num_right, n)
+        return report.Row(
+            task=task,
+            split=method.split,
+            stage=stage,
+            method=title,
+            metric="accuracy",
+            score=num_right / n,
+            low=low,
+            high=high,
+            n=n,
+            simulations=None if search is None else search.num_simulations,
+            use_oracle=use_oracle,
+            use_value=use_value,
+            forward_passes_per_problem=sum(a.evaluations for a in answers) / n,
+            seconds_per_problem=sum(seconds) / len(seconds) if seconds else None,
+            settings=settings,
+        )
+
+    num_right, num_any = (
+        sum(getattr(a, field) for a in answers) for field in ("correct", "solved_by_any")
+    )
+    if isinstance(method, BestOfN):
+        return [
+            row(method.title, num_right, use_oracle=False, use_value=True),
+            row(method.title_of_any, num_any, use_oracle=True, use_value=False),
+        ]
+    uses_value = search is not None and search.use_value
+    uses_oracle = search is not None and search.use_oracle
+    return [row(method.title, num_right, use_oracle=uses_oracle, use_value=uses_value)]
+
+
+def read_answers(path: Path) -> list[Answer]:
+    """The answers saved so far; none if there is no file."""
+    if not path.is_file():
+        return []
+    lines = path.read_text(encoding="utf-8").splitlines()
+    return [Answer(**json.loads(line)) for line in lines]
+
+
+def write_answers(path: Path, answers: Sequence[Answer]) -> None:
+    """Replaces the file as a whole: a reader never finds a part of an answer."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_suffix(".tmp")
+    with open(temporary, "w", encoding="utf-8") as file:
+        for answer in answers:
+            file.write(json.dumps(dataclasses.asdict(answer), ensure_ascii=False) + "\n")
+        file.flush()
+        os.fsync(file.fileno())
+    temporary.replace(path)

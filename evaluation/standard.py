@@ -1,0 +1,65 @@
+"""The standard table: what is measured on every model that learned from search."""
+
+import dataclasses
+import itertools
+from collections.abc import Sequence
+
+from evaluation.methods import BestOfN, Greedy, Method, Search
+from search import gumbel
+
+
+def standard_methods(
+    *,
+    search: gumbel.SearchConfig,
+    simulations: Sequence[int] = (16, 50, 200, 400),
+    compared: int = 50,
+    max_moves: int = 3,
+    split: str = "test",
+    limit: int | None = None,
+    has_base: bool = True,
+    ablation_splits: Sequence[str] = ("test", "train"),
+    ablation_limit: int | None = 100,
+) -> tuple[Method, ...]:
+    """The table that every trained model gets.
+
+    Args:
+      search: settings of all searches (its simulations, oracle and noise are set here).
+      simulations: per move, of the searches without an oracle.
+      compared: the simulations at which search is compared with sampling, controls and ablations.
+      has_base: whether there is a base model for the controls.
+      ablation_splits: where oracle x value is measured.
+    """
+
+    def searched(num_simulations, *, use_oracle=False, use_value=True, **fields) -> Search:
+        changed = dataclasses.replace(
+            search,
+            num_simulations=num_simulations,
+            use_oracle=use_oracle,
+            use_value=use_value,
+            root_noise=False,
+        )
+        return Search(search=changed, max_moves=max_moves, **fields)
+
+    asked = {"split": split, "limit": limit}
+    methods: list[Method] = [Greedy(**asked)]
+    methods += [searched(n, **asked) for n in simulations]
+    if compared not in simulations:
+        methods.append(searched(compared, **asked))
+    methods.append(BestOfN(match=f"search-{compared}", **asked))
+    if has_base:
+        methods += [
+            Greedy(model="base", **asked),
+            searched(compared, model="base_prior", **asked),
+            searched(compared, model="base", use_oracle=True, use_value=False, **asked),
+        ]
+    for other in ablation_splits:
+        cut = limit if other == split else ablation_limit
+        if other != split:
+            methods.append(Greedy(split=other, limit=cut))
+        for use_oracle, use_value in itertools.product((False, True), repeat=2):
+            method = searched(
+                compared, use_oracle=use_oracle, use_value=use_value, split=other, limit=cut
+            )
+            if method not in methods:
+                methods.append(method)
+    return tuple(methods)
