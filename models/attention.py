@@ -77,29 +77,21 @@ def softmax_attention(
     `own`: `[B, R, U, K, H]`, `prefix`: `[B, S, K, H]` seen by all R lanes; masks are True where a
     query may look. K key/value heads serve N = K * G query heads. Scores and sums run in float32.
     """
-    *_, num_heads, head_dim = query.shape
-    kv_heads = own.key.shape[-2]
-    grouped = query.reshape(*query.shape[:3], kv_heads, num_heads // kv_heads, head_dim)
-    grouped = grouped.astype(jnp.float32) * head_dim**-0.5
-
-    scores = jnp.einsum("brtkgh,brukh->brkgtu", grouped, own.key.astype(jnp.float32))
-    scores = jnp.where(own_mask[:, :, None, None], scores, -jnp.inf)
+    scores = _scores(query, own.key, own_mask)
     if prefix is not None:
         assert prefix_mask is not None
-        before = jnp.einsum("brtkgh,bskh->brkgts", grouped, prefix.key.astype(jnp.float32))
-        before = jnp.where(prefix_mask[:, None, None, None, None], before, -jnp.inf)
-        scores = jnp.concatenate([before, scores], axis=-1)
+        seen = _scores(query, prefix.key, prefix_mask[:, None, None])
+        scores = jnp.concatenate([seen, scores], axis=-1)
     # A query that sees nothing (padding) gets zeros instead of NaN.
     peak = jnp.maximum(jnp.max(scores, axis=-1, keepdims=True), -1e30)
     weights = jnp.exp(scores - jax.lax.stop_gradient(peak))
     weights = weights / jnp.maximum(jnp.sum(weights, axis=-1, keepdims=True), 1e-30)
 
     split = 0 if prefix is None else prefix.key.shape[1]
-    out = jnp.einsum("brkgtu,brukh->brtkgh", weights[..., split:], own.value.astype(jnp.float32))
+    out = _mix(weights[..., split:], own.value)
     if prefix is not None:
-        seen = prefix.value.astype(jnp.float32)
-        out += jnp.einsum("brkgts,bskh->brtkgh", weights[..., :split], seen)
-    return out.reshape(query.shape).astype(query.dtype)
+        out += _mix(weights[..., :split], prefix.value)
+    return _join_heads(out).astype(query.dtype)
 
 
 def polynomial_attention(
@@ -115,27 +107,64 @@ def polynomial_attention(
 
     The parts are added before the division: one normaliser for prefix and own lane.
     """
-    batch, lanes, length, num_heads, head_dim = query.shape
-    kv_heads = own.key.shape[-2]
-    grouped = query.reshape(*query.shape[:3], kv_heads, num_heads // kv_heads, head_dim)
-    grouped = grouped.astype(jnp.float32) * head_dim**-0.5
-
-    scores = jnp.einsum("brtkgh,brukh->brkgtu", grouped, own.key.astype(jnp.float32))
-    weights = jnp.where(own_mask[:, :, None, None], taylor.polynomial(scores, coefficients), 0)
-    out = jnp.einsum("brkgtu,brukh->brtkgh", weights, own.value.astype(jnp.float32))
-    total = jnp.einsum("brkgtu->brtkg", weights)
+    weights = _polynomial_weights(_scores(query, own.key, own_mask), coefficients)
+    out, total = _mix(weights, own.value), jnp.sum(weights, axis=-1)
     if isinstance(prefix, taylor.TaylorState):
+        batch, lanes, length, num_heads, head_dim = query.shape
         flat = query.reshape(batch, lanes * length, num_heads, head_dim)
         past, past_total = taylor.query_state(flat, prefix, coefficients=coefficients)
-        out, total = out + past.reshape(out.shape), total + past_total.reshape(total.shape)
+        out += _split_heads(past.reshape(query.shape), out.shape[2])
+        past_total = past_total.reshape(*query.shape[:-1], 1)
+        total += _split_heads(past_total, out.shape[2])[..., 0]
     elif prefix is not None:
         assert prefix_mask is not None
-        scores = jnp.einsum("brtkgh,bskh->brkgts", grouped, prefix.key.astype(jnp.float32))
-        weights = taylor.polynomial(scores, coefficients)
-        weights = jnp.where(prefix_mask[:, None, None, None, None], weights, 0)
-        out += jnp.einsum("brkgts,bskh->brtkgh", weights, prefix.value.astype(jnp.float32))
-        total += jnp.einsum("brkgts->brtkg", weights)
-    return (out / total[..., None]).reshape(query.shape).astype(query.dtype)
+        seen = _scores(query, prefix.key, prefix_mask[:, None, None])
+        weights = _polynomial_weights(seen, coefficients)
+        out, total = out + _mix(weights, prefix.value), total + jnp.sum(weights, axis=-1)
+    return _join_heads(out / total[..., None]).astype(query.dtype)
+
+
+# Heads first, [B, R, K, G, T, ...]: the G * T queries of a key/value head are rows of one matrix
+# product, so grouped queries cost no copies of keys and values.
+
+
+def _split_heads(x: Float[Array, "B R T N H"], kv_heads: int) -> Float[Array, "B R K G T H"]:
+    batch, lanes, length, num_heads, dim = x.shape
+    grouped = x.reshape(batch, lanes, length, kv_heads, num_heads // kv_heads, dim)
+    return grouped.transpose(0, 1, 3, 4, 2, 5)
+
+
+def _join_heads(x: Float[Array, "B R K G T H"]) -> Float[Array, "B R T N H"]:
+    batch, lanes, kv_heads, group, length, dim = x.shape
+    return x.transpose(0, 1, 4, 2, 3, 5).reshape(batch, lanes, length, kv_heads * group, dim)
+
+
+def _scores(query, key, mask) -> Float[Array, "B R K G T S"]:
+    """q . k / sqrt(H) in float32, -inf where the mask is False. Keys: `[B, R, U, K, H]` of each
+    lane with a mask `[B, R, T, U]`, or `[B, S, K, H]` shared by all with a mask `[B, 1, 1, S]`.
+    """
+    kv_heads, head_dim = key.shape[-2:]
+    grouped = _split_heads(query.astype(jnp.float32) * head_dim**-0.5, kv_heads)
+    batch, lanes, _, group, length, _ = grouped.shape
+    rows = grouped.reshape(batch, lanes, kv_heads, group * length, head_dim)
+    keys = "brukh" if key.ndim == 5 else "bukh"
+    scores = jnp.einsum(f"brkqh,{keys}->brkqu", rows, key.astype(jnp.float32))
+    scores = scores.reshape(batch, lanes, kv_heads, group, length, -1)
+    return jnp.where(mask[:, :, None, None], scores, -jnp.inf)
+
+
+def _mix(weights: Float[Array, "B R K G T S"], value) -> Float[Array, "B R K G T H"]:
+    """Sums of values, `[B, R, U, K, H]` of each lane or `[B, S, K, H]` shared by all."""
+    batch, lanes, kv_heads, group, length, _ = weights.shape
+    rows = weights.reshape(batch, lanes, kv_heads, group * length, -1)
+    values = "brukh" if value.ndim == 5 else "bukh"
+    out = jnp.einsum(f"brkqu,{values}->brkqh", rows, value.astype(jnp.float32))
+    return out.reshape(batch, lanes, kv_heads, group, length, -1)
+
+
+def _polynomial_weights(scores: Float[Array, "*B S"], coefficients) -> Float[Array, "*B S"]:
+    visible = scores > -jnp.inf
+    return jnp.where(visible, taylor.polynomial(jnp.where(visible, scores, 0.0), coefficients), 0.0)
 
 
 def unit_length(x: Float[Array, "*B H"]) -> Float[Array, "*B H"]:

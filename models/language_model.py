@@ -210,18 +210,19 @@ class LanguageModel:
         out, owns = self._sequence(params, tokens, None, None)
         past = tuple(jax.tree.map(lambda x: x[:, 0], own) for own in owns)
         prefix_mask = jnp.arange(tokens.shape[1]) < lengths[:, None]
-        positions = lengths[:, None, None] + jnp.arange(width)
-        inner, _ = self._apply(
-            params,
-            branches,
-            jnp.broadcast_to(positions, branches.shape),
-            _causal(width),
-            prefix=past,
-            prefix_mask=prefix_mask,
-        )
-        first = out.at(lengths - 1).logits[:, None, None]
-        first = jnp.broadcast_to(first, (num_rows, num_lanes, 1, first.shape[-1]))
-        logits = jnp.concatenate([first, inner.logits[:, :, :-1]], axis=2)
+        logits = out.at(lengths - 1).logits[:, None, None]
+        logits = jnp.broadcast_to(logits, (num_rows, num_lanes, 1, logits.shape[-1]))
+        if width > 1:  # what follows the last token of a branch is not asked
+            positions = lengths[:, None, None] + jnp.arange(width - 1)
+            inner, _ = self._apply(
+                params,
+                branches[:, :, :-1],
+                jnp.broadcast_to(positions, (num_rows, num_lanes, width - 1)),
+                _causal(width - 1),
+                prefix=past,
+                prefix_mask=prefix_mask,
+            )
+            logits = jnp.concatenate([logits, inner.logits], axis=2)
         log_probs = jax.nn.log_softmax(logits)
         log_probs = jnp.take_along_axis(log_probs, branches[..., None], axis=-1)[..., 0]
         return jnp.where(jnp.arange(width) < branch_lengths[..., None], log_probs, 0.0)
