@@ -132,10 +132,11 @@ def play(
             verify,
         )
         state = result.child.replace(evaluations=jnp.zeros_like(result.evaluations))
-        host = jax.device_get(dataclasses.replace(result, child=None))
-        for row in np.flatnonzero(~root["finished"]):
+        host = jax.device_get(result)
+        for row in np.flatnonzero(~root["finished"]).tolist():
             evaluations[row] += host.evaluations[row]
-            searched[row].append(_position(host, row, root["length"][row], verify is not None))
+            offset = int(root["length"][row])
+            searched[row].append(_position(host, row, offset, verify is not None))
 
     final = jax.device_get(
         {"tokens": state.tokens, "length": state.length, "outcome": state.outcome}
@@ -170,7 +171,7 @@ def _position(
     texts, parents = tree.embeddings, tree.parents[row]
     root = result.root_candidates
     position = records.Position(
-        offset=int(offset),
+        offset=offset,
         candidates=tuple(
             tuple(ids[:n].tolist()) for ids, n in zip(root.tokens[row], root.lengths[row])
         ),

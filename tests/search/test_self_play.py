@@ -1,0 +1,171 @@
+"""Games from prompts to records: bookkeeping, resuming, and no way to the answers."""
+
+import dataclasses
+import json
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from data import problems, records, tokenizer
+from models import language_model, transformer
+from search import gumbel, oracle, self_play, token_model
+from train import checkpoints
+from train.errors import ConfigError, Preempted
+from train.stopping import StopFlag
+
+TEXT = tokenizer.load_tokenizer("game24")
+CONFIG = transformer.TransformerConfig(
+    vocab_size=TEXT.vocab_size, width=16, num_layers=1, num_heads=2, head_dim=8
+)
+MODEL = language_model.LanguageModel(CONFIG)
+PARAMS = MODEL.init(jax.random.key(0))
+ACTION = token_model.ActionConfig(
+    num_candidates=4, opening_tokens=2, max_step_tokens=4, max_completion_tokens=9
+)
+SEARCH = gumbel.SearchConfig(
+    action=ACTION, num_simulations=6, max_considered_actions=3, use_oracle=True, root_noise=True
+)
+PLAY = self_play.SelfPlayConfig(search=SEARCH, limit=5, batch_size=2, random_moves=(0, 1))
+DYNAMICS = token_model.TokenModel(MODEL, ACTION, TEXT.eos_id, TEXT.newline_id)
+
+
+def play(config, *, verify=None, seed=0, count=3):
+    some = problems.load_problems("game24", "train")[:count]
+    return self_play.play(
+        DYNAMICS,
+        PARAMS,
+        [problem.prompt for problem in some],
+        list(range(count)),
+        TEXT,
+        config,
+        jax.random.key(seed),
+        verify,
+    )
+
+
+def test_games_are_consistent_with_their_trees_and_with_the_model():
+    games = play(PLAY, verify=oracle.Oracle("game24", "train", "game24"))
+    assert any(game.record.positions for game in games)
+    for game in games:
+        record = game.record
+        assert TEXT.encode(record.prompt) == list(record.prompt_tokens)
+        assert len(record.positions) == len(record.trees)
+        spent = len(record.prompt_tokens)
+        for position, tree in zip(record.positions, record.trees, strict=True):
+            assert sum(position.visits) == SEARCH.num_simulations
+            assert sum(position.weights) == pytest.approx(1, abs=1e-5)
+            played = record.completion_tokens[position.offset :]
+            assert any(played[: len(c)] == c for c in position.candidates)
+            assert len(set(position.candidates)) == len(position.candidates)
+            for i, parent in enumerate(tree.parent[1:], start=1):
+                assert parent < i and tree.edge_tokens[i]
+            spent += len(tree.parent) - 1
+        assert game.evaluations >= spent
+        # The prior of a candidate is what the model says of it.
+        position = record.positions[0]
+        prefix = list(record.prompt_tokens)
+        for candidate, prior in zip(position.candidates, position.prior, strict=True):
+            ids = jnp.array([prefix + list(candidate)])
+            log_p = jax.nn.log_softmax(MODEL.forward(PARAMS, ids)[0])
+            want = sum(log_p[len(prefix) - 1 + i, t] for i, t in enumerate(candidate))
+            assert np.log(prior) == pytest.approx(float(want), abs=1e-4)
+
+
+def test_a_game_does_not_depend_on_its_batch():
+    """Without noise, the first game is the same alone and among others."""
+    quiet = dataclasses.replace(PLAY, search=dataclasses.replace(SEARCH, root_noise=False))
+    verify = oracle.Oracle("game24", "train", "game24")
+    alone = play(quiet, verify=verify, count=1)[0].record
+    among = play(quiet, verify=verify, count=3)[0].record
+    assert alone.completion == among.completion
+    assert [p.visits for p in alone.positions] == [p.visits for p in among.positions]
+
+
+def test_a_search_without_oracle_cannot_reach_the_answers(monkeypatch):
+    """Prompts carry no checker, and a checker that explodes is never called."""
+
+    def explode(self, completion):
+        raise AssertionError("a search without oracle asked for the answer")
+
+    monkeypatch.setattr(problems.Problem, "verify", explode)
+    fields = {field.name for field in dataclasses.fields(problems.Prompt)}
+    assert fields == {"id", "split", "text"}
+    blind = dataclasses.replace(PLAY, search=dataclasses.replace(SEARCH, use_oracle=False))
+    for game in play(blind):
+        assert game.record.outcome is None
+        assert all(leaf.outcome is None for leaf in game.record.leaves)
+    with pytest.raises(ValueError, match="exactly when the search uses it"):
+        play(blind, verify=oracle.Oracle("game24", "train", "game24"))
+    with pytest.raises(ValueError, match="exactly when the search uses it"):
+        play(PLAY)
+
+
+def test_oracle_judges_texts():
+    judge = oracle.Oracle("game24", "train", "game24")
+    numbers = [int(n) for n in judge.problems[0].prompt.text.split()]
+    assert sorted(numbers) == numbers
+    right = "4 * 6 = 24"
+    tokens = np.zeros((2, 8), np.int32)
+    tokens[:, :5] = TEXT.encode(right)
+    wrong = judge(np.zeros(2, int), tokens, np.array([5, 5]), np.array([True, False]))
+    np.testing.assert_array_equal(wrong, [0.0, 0.0])
+    assert hash(judge) == hash(oracle.Oracle("game24", "train", "game24"))
+
+
+@pytest.fixture
+def checkpoint(tmp_path):
+    metadata = checkpoints.Metadata(
+        model=CONFIG, tokenizer="game24", tokenizer_fingerprint=TEXT.fingerprint, data_hash=""
+    )
+    checkpoints.save_params(tmp_path / "model", PARAMS, metadata, dtype="float32")
+    return str(tmp_path / "model")
+
+
+class StopAfter(StopFlag):
+    """Asks to stop when it has been polled so many times."""
+
+    def __init__(self, polls):
+        super().__init__()
+        self.polls = polls
+
+    @property
+    def requested(self):
+        self.polls -= 1
+        return "test" if self.polls < 0 else None
+
+
+def test_interrupted_search_gives_the_same_bytes(tmp_path, checkpoint):
+    config = dataclasses.replace(PLAY, checkpoint=checkpoint)
+    whole, cut = tmp_path / "whole", tmp_path / "cut"
+    self_play.run(config, whole, resume=False, stop=StopFlag())
+    for polls in (2, 1):
+        with pytest.raises(Preempted, match="batch"):
+            self_play.run(config, cut, resume=True, stop=StopAfter(polls))
+    self_play.run(config, cut, resume=True, stop=StopFlag())
+    names = sorted(path.name for path in (whole / "records").iterdir())
+    assert names == sorted(path.name for path in (cut / "records").iterdir())
+    assert len(names) == 2 * 6  # two games for each of five problems, in batches of two
+    for name in names:
+        assert (whole / "records" / name).read_bytes() == (cut / "records" / name).read_bytes()
+    games = list(records.read_folder(whole / "records"))
+    assert len(games) == 10
+    assert json.loads((whole / "summary.json").read_text())["games"] == 10
+
+
+def test_step_actions_need_a_newline(tmp_path, checkpoint, monkeypatch):
+    one_line = tokenizer.WordTokenizer(tuple(word for word in TEXT.words if word != "\n"))
+    monkeypatch.setattr(tokenizer, "load_tokenizer", lambda name: one_line)
+    config = dataclasses.replace(PLAY, checkpoint=checkpoint)
+    with pytest.raises(ConfigError, match="newline"):
+        self_play.run(config, tmp_path / "run", resume=False, stop=StopFlag())
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [({"kind": "word"}, "token"), ({"num_candidates": 1}, "at least two")],
+)
+def test_impossible_actions_are_refused(fields, message):
+    with pytest.raises(ValueError, match=message):
+        token_model.ActionConfig(**fields)

@@ -1,0 +1,106 @@
+"""Texts as nodes: what an action appends, when a text is finished, and what the model then says."""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from models import language_model, transformer
+from search import token_model
+
+EOS, NEWLINE, VOCAB = 1, 2, 7
+CONFIG = transformer.TransformerConfig(
+    vocab_size=VOCAB, width=16, num_layers=2, num_heads=2, head_dim=8
+)
+MODEL = language_model.LanguageModel(CONFIG)
+PARAMS = jax.tree.map(lambda x: 2 * x, MODEL.init(jax.random.key(3)))
+PROMPTS = np.array([[3, 4, 0], [5, 6, 3], [4, 0, 0]], np.int32)
+LENGTHS = np.array([2, 3, 1], np.int32)
+
+
+def start(action):
+    dynamics = token_model.TokenModel(MODEL, action, EOS, NEWLINE)
+    state = dynamics.start(PARAMS, jnp.asarray(PROMPTS), jnp.asarray(LENGTHS), jnp.arange(3))
+    return dynamics, state
+
+
+def whole_text(state, row):
+    return PROMPTS[row, : LENGTHS[row]].tolist() + state.tokens[row, : state.length[row]].tolist()
+
+
+@pytest.mark.parametrize("kind", ["token", "step"])
+@pytest.mark.parametrize("opening", [1, 2, None])
+def test_after_every_action_the_model_has_read_just_the_text(kind, opening):
+    """Logits and values in a state are those of a fresh forward pass over its text."""
+    action = token_model.ActionConfig(
+        kind=kind,
+        num_candidates=3,
+        opening_tokens=opening,
+        max_step_tokens=4,
+        max_completion_tokens=10,
+    )
+    dynamics, state = start(action)
+    for move in range(4):
+        state = dynamics.propose(PARAMS, state, jax.random.key(move))
+        before = state
+        state = dynamics.act(PARAMS, state, jnp.array([0, 1, 2]))
+        for row in range(3):
+            text = whole_text(state, row)
+            out = MODEL.outputs(PARAMS, jnp.array([text]))
+            np.testing.assert_allclose(out.logits[0, -1], state.logits[row], atol=2e-5)
+            np.testing.assert_allclose(out.value[0, -1], state.value[row], atol=1e-5)
+            new = state.tokens[row, before.length[row] : state.length[row]].tolist()
+            if bool(before.finished[row]):
+                assert not new
+                continue
+            n = int(before.candidates.lengths[row, row])
+            chosen = before.candidates.tokens[row, row, :n].tolist()
+            assert new[: len(chosen)] == chosen[: len(new)]
+            closed = new[-1] in ((EOS,) if kind == "token" else (EOS, NEWLINE))
+            assert bool(state.ended[row]) == (new[-1] == EOS)
+            full = int(state.length[row]) == action.max_completion_tokens
+            failed = full or (kind == "step" and not closed)
+            assert bool(state.finished[row]) == (bool(state.ended[row]) or failed)
+            assert len(new) <= (1 if kind == "token" else 4)
+            assert int(state.evaluations[row]) == len(new)
+
+
+def test_a_step_is_completed_greedily():
+    action = token_model.ActionConfig(
+        num_candidates=3, opening_tokens=1, max_step_tokens=5, max_completion_tokens=10
+    )
+    dynamics, state = start(action)
+    state = dynamics.propose(PARAMS, state)
+    after = dynamics.act(PARAMS, state, jnp.zeros(3, jnp.int32))
+    for row in range(3):
+        text = PROMPTS[row, : LENGTHS[row]].tolist()
+        text.append(int(state.candidates.tokens[row, 0, 0]))
+        while text[-1] not in (EOS, NEWLINE) and len(text) < LENGTHS[row] + 5:
+            text.append(int(jnp.argmax(MODEL.forward(PARAMS, jnp.array([text]))[0, -1])))
+        assert whole_text(after, row) == text
+
+
+def test_a_text_has_no_room_beyond_its_limit():
+    """The last opening is cut where the text must end, and the text is a failure."""
+    action = token_model.ActionConfig(kind="token", num_candidates=3, max_completion_tokens=2)
+    dynamics, state = start(action)
+    for move in range(4):
+        state = dynamics.propose(PARAMS, state, jax.random.key(move))
+        state = dynamics.act(PARAMS, state, jnp.ones(3, jnp.int32))
+    assert np.all(np.asarray(state.length) <= 2) and bool(jnp.all(state.finished))
+    assert bool(jnp.all(state.ended == (state.tokens[jnp.arange(3), state.length - 1] == EOS)))
+
+
+def test_only_ended_texts_are_judged():
+    dynamics, state = start(token_model.ActionConfig(num_candidates=2))
+    state = dataclasses.replace(state, ended=jnp.array([True, False, True]))
+
+    def verify(numbers, tokens, lengths, ended):
+        assert isinstance(tokens, np.ndarray) and ended.tolist() == [True, False, True]
+        return numbers / 2
+
+    judged = jax.jit(lambda s: token_model.judge(s, verify).outcome)(state)
+    np.testing.assert_allclose(judged, [0.0, 0.0, 1.0])
+    assert dynamics.stop_tokens == (EOS, NEWLINE)
