@@ -33,6 +33,12 @@ def test_loss_masks_by_hand(tmp_path):
     assert counted_words(documents.TextFileSource(path=path, loss="results")) == results
 
 
+def test_a_result_ends_with_its_document(tmp_path):
+    (tmp_path / "a.txt").write_text("6 - 4 = 2|5 6 7\n6 - 5 = 1")
+    source = documents.TextFileSource(path=str(tmp_path / "a.txt"), separator="|", loss="results")
+    assert counted_words(source) == ["2", "<eos>", "1", "<eos>"]
+
+
 @pytest.mark.parametrize("tokens", [GAME24, SHUFFLED])
 @pytest.mark.parametrize("loss", ["completion", "results", "all"])
 def test_legal_play_counts_the_right_tokens(loss, tokens):
