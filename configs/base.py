@@ -1,13 +1,15 @@
 """The config of one training run, composed of the configs defined beside the code they steer."""
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Literal
 
 from data.documents import LegalPlaySource, RecordTextSource, TextFileSource
+from data.hybrid import HybridConfig
 from models.sharding import MeshConfig
 from models.transformer import TransformerConfig
 from train.errors import ConfigError
 from train.optimizers import OptimizersConfig
+from train.recipes import LossWeights
 
 TextSource = LegalPlaySource | TextFileSource | RecordTextSource
 
@@ -20,10 +22,14 @@ class Experiment:
     """Shape of the network."""
     tokenizer: str
     """Name of the tokenizer (see data.tokenizer)."""
-    recipe: Literal["next_token"] = "next_token"
-    """What is learned: "next_token" from text."""
+    recipe: Literal["next_token", "hybrid"] = "next_token"
+    """What is learned: "next_token" from text, or "hybrid": policy and value from search too."""
     sources: tuple[TextSource, ...]
     """Text to learn from; the weights are shares of the rows."""
+    hybrid: HybridConfig | None = None
+    """Search records of the recipe "hybrid", and its batch sizes."""
+    loss_weights: LossWeights = LossWeights()
+    """Weights of the parts of the hybrid loss."""
     validation_sources: tuple[TextSource, ...] = ()
     """Held-out text; none: no evaluation while training."""
     optimizers: OptimizersConfig
@@ -31,14 +37,14 @@ class Experiment:
     sequence_length_tokens: int
     """Tokens of a row; documents are packed into it."""
     batch_size: int
-    """Rows of a batch, over all devices."""
+    """Rows of a text batch, over all devices (hybrid batches: see `hybrid`)."""
     train_steps: int
     """Batches to train on."""
     seed: int = 0
     """Decides the first parameters and the order of the data."""
     initial_checkpoint: str | None = None
     """Parameters to start from (a run folder or one step); None starts from random ones."""
-    mesh: MeshConfig = field(default_factory=MeshConfig)
+    mesh: MeshConfig = MeshConfig()
     """How the work is split over devices."""
     log_every_steps: int = 10
     """Steps between lines in metrics.jsonl."""
@@ -63,3 +69,8 @@ class Experiment:
         ):
             if getattr(self, name) < 1:
                 raise ConfigError(f"{name} must be 1 or more; got {getattr(self, name)}")
+        if (self.recipe == "hybrid") != (self.hybrid is not None):
+            raise ConfigError(
+                f'recipe "hybrid" and the field hybrid belong together; got recipe={self.recipe!r} '
+                f"with hybrid={self.hybrid}. Set both or neither."
+            )

@@ -17,7 +17,10 @@ from pathlib import Path
 
 import pytest
 
+from train import compilation_cache
+
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
+compilation_cache.enable()  # many tests compile the same small programs
 
 REPOSITORY_ROOT = Path(__file__).resolve().parent.parent
 INSIDE_DEVICES_PROCESS = "TAYLORZERO_TEST_DEVICES"

@@ -1,6 +1,6 @@
 """The training loop: batch, step, log, save, evaluate. One loop for all recipes."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -11,7 +11,6 @@ import numpy as np
 import optax
 import rich
 import rich.console
-from flax import linen as nn
 from jax.sharding import Mesh
 
 from data import documents

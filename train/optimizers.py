@@ -6,7 +6,7 @@ parameters and the moments of the other bit for bit as they were.
 """
 
 import math
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any, Literal
 
 import jax
@@ -65,7 +65,7 @@ class OptimizersConfig:
 
     policy: AdamWConfig
     """Owns the trunk and the next-token head."""
-    value: AdamWConfig = field(default_factory=lambda: AdamWConfig(peak_learning_rate=0.0))
+    value: AdamWConfig = AdamWConfig(peak_learning_rate=0.0)
     """Owns the value head. Frozen unless set: plain language modelling has no value labels."""
     value_gradient_to_trunk: bool = True
     """Whether the value loss also shapes the trunk, or only its own head."""

@@ -1,5 +1,6 @@
 """What a run learns from: a recipe is batches and a loss. The loop is the same for all."""
 
+import dataclasses
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -7,13 +8,15 @@ from typing import Any
 import grain
 import jax
 import jax.numpy as jnp
+from jaxtyping import Array
 
-from data import documents
+from data import documents, hybrid
 from data.tokenizer import Tokenizer
 from models.language_model import LanguageModel
 from train.losses import search
 from train.losses.next_token import next_token
-from train.step import Batch, LossFn
+from train.optimizers import Params
+from train.step import Batch, LossFn, Metrics
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -51,8 +54,42 @@ def next_token_recipe(experiment: Any, model: LanguageModel, tokenizer: Tokenize
     )
 
 
+def hybrid_recipe(experiment: Any, model: LanguageModel, tokenizer: Tokenizer) -> Recipe:
+    """Policy and value from search records beside language modelling."""
+    corpus = hybrid.load(
+        experiment.hybrid,
+        experiment.sources,
+        tokenizer,
+        sequence_length_tokens=experiment.sequence_length_tokens,
+    )
+    on_this_host = dataclasses.replace(
+        experiment.hybrid,
+        **{
+            name: getattr(experiment.hybrid, name) // jax.process_count()
+            for name in ("policy_batch", "value_batch", "text_batch")
+        },
+    )
+    dataset = hybrid.batches(
+        corpus,
+        on_this_host,
+        seed=experiment.seed,
+        host=jax.process_index(),
+        num_hosts=jax.process_count(),
+    )
+    return Recipe(
+        batches=lambda: iter(dataset),
+        loss_fn=hybrid_loss(
+            model,
+            experiment.loss_weights,
+            value_gradient_to_trunk=experiment.optimizers.value_gradient_to_trunk,
+        ),
+        data_hash=corpus.fingerprint,
+    )
+
+
 RECIPES: Mapping[str, Callable[[Any, LanguageModel, Tokenizer], Recipe]] = {
     "next_token": next_token_recipe,
+    "hybrid": hybrid_recipe,
 }
 
 
@@ -70,7 +107,7 @@ def text_batches(corpus: documents.Corpus, batch_size: int, seed: int) -> grain.
 def next_token_loss(model: LanguageModel) -> LossFn:
     """Next-token loss of a batch of packed documents."""
 
-    def loss_fn(params, batch: Batch, rng_key):
+    def loss_fn(params: Params, batch: Batch, rng_key: Array) -> tuple[Array, Metrics]:
         del rng_key  # nothing here is random
         outputs = model.outputs(
             params,
@@ -85,43 +122,66 @@ def next_token_loss(model: LanguageModel) -> LossFn:
     return loss_fn
 
 
+def policy_loss(model: LanguageModel) -> LossFn:
+    """The policy imitates the improved policy of the search, one position per row."""
+
+    def loss_fn(params: Params, batch: Batch, rng_key: Array) -> tuple[Array, Metrics]:
+        del rng_key
+        lengths, candidate_lengths = batch["lengths"], batch["candidate_lengths"]
+        log_probs = model.score_branches(
+            params, batch["tokens"], lengths, batch["candidates"], candidate_lengths
+        )
+        loss, divergence = search.policy_loss(
+            jnp.sum(log_probs, axis=-1), batch["weights"], candidate_lengths > 0
+        )
+        num_tokens = jnp.sum(lengths) + jnp.sum(candidate_lengths)
+        return loss, {
+            "policy_loss_nats_per_position": loss,
+            "policy_divergence_nats_per_position": divergence,
+            "num_tokens": num_tokens.astype(jnp.float32),
+        }
+
+    return loss_fn
+
+
+def value_loss(model: LanguageModel, *, gradient_to_trunk: bool) -> LossFn:
+    """The value of every labelled state along a text learns how the text ended."""
+
+    def loss_fn(params: Params, batch: Batch, rng_key: Array) -> tuple[Array, Metrics]:
+        del rng_key
+        mask = batch["value_mask"]
+        outputs = model.outputs(params, batch["tokens"], stop_value_gradient=not gradient_to_trunk)
+        loss = search.value_loss(outputs.value_logits, batch["value_target"], mask)
+        tokens_to_last_label = jnp.max((mask > 0) * (1 + jnp.arange(mask.shape[1])), axis=1)
+        return loss, {
+            "value_loss_nats_per_state": loss,
+            "num_tokens": jnp.sum(tokens_to_last_label).astype(jnp.float32),
+        }
+
+    return loss_fn
+
+
 def hybrid_loss(
     model: LanguageModel, weights: LossWeights, *, value_gradient_to_trunk: bool
 ) -> LossFn:
     """Policy and value from search records, and text beside them so that language is kept.
 
-    A batch has three parts, each with rows of its own: "policy", "value" and "text" (see
-    `data.hybrid`).
+    Sums over the parts of the batch, "policy", "value" and "text" (see `data.hybrid`), each with
+    rows of its own; a part that the batch does not have is left out.
     """
-    text_loss_fn = next_token_loss(model)
+    parts = {
+        "policy": policy_loss(model),
+        "value": value_loss(model, gradient_to_trunk=value_gradient_to_trunk),
+        "text": next_token_loss(model),
+    }
 
-    def loss_fn(params, batch: Batch, rng_key):
-        policy, value = batch["policy"], batch["value"]
-        log_probs = model.score_branches(
-            params,
-            policy["tokens"],
-            policy["lengths"],
-            policy["candidates"],
-            policy["candidate_lengths"],
-        )
-        policy_loss, divergence = search.policy_loss(
-            jnp.sum(log_probs, axis=-1), policy["weights"], policy["candidate_lengths"] > 0
-        )
-        outputs = model.outputs(
-            params, value["tokens"], stop_value_gradient=not value_gradient_to_trunk
-        )
-        value_loss = search.value_loss(
-            outputs.value_logits, value["value_target"], value["value_mask"]
-        )
-        text_loss, text_metrics = text_loss_fn(params, batch["text"], rng_key)
-        loss = weights.policy * policy_loss + weights.value * value_loss + weights.text * text_loss
-        num_tokens = jnp.sum(policy["lengths"]) + jnp.sum(policy["candidate_lengths"])
-        return loss, {
-            **text_metrics,
-            "policy_loss_nats_per_position": policy_loss,
-            "policy_divergence_nats_per_position": divergence,
-            "value_loss_nats_per_state": value_loss,
-            "num_tokens": text_metrics["num_tokens"] + num_tokens.astype(jnp.float32),
-        }
+    def loss_fn(params: Params, batch: Batch, rng_key: Array) -> tuple[Array, Metrics]:
+        total, num_tokens, all_metrics = jnp.zeros(()), jnp.zeros(()), {}
+        for name, part_batch in batch.items():
+            loss, metrics = parts[name](params, part_batch, rng_key)
+            total += getattr(weights, name) * loss
+            num_tokens += metrics.pop("num_tokens")
+            all_metrics |= metrics
+        return total, {**all_metrics, "num_tokens": num_tokens}
 
     return loss_fn

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import optax
 from flax import struct
 from jax.sharding import Mesh
-from jaxtyping import Array, Float, Int, Key
+from jaxtyping import Array, Float, Key
 
 from models import sharding
 from train import optimizers
@@ -20,12 +20,19 @@ LossFn = Callable[[optimizers.Params, Batch, Array], tuple[Float[Array, ""], Met
 
 @struct.dataclass
 class TrainState:
-    """All that training carries from step to step."""
+    """All that training carries from step to step.
+
+    The same record, with the same fields, also holds shapes or shardings of the state.
+    """
 
     params: Any
+    """Parameters, {"trunk": ..., "value_head": ...}."""
     opt_state: Any
-    step: Int[Array, ""]
-    rng_key: Key[Array, ""]
+    """Moments and step counts of both optimizers."""
+    step: Any
+    """Steps done, int32 []."""
+    rng_key: Any
+    """Key of all randomness in steps, []; step n uses `fold_in(rng_key, n)`."""
 
 
 def init_state(
@@ -82,7 +89,8 @@ def jit_train_step(
     loss_fn: LossFn, optimizer: optax.GradientTransformation, shardings: TrainState
 ) -> Callable[[TrainState, Batch], tuple[TrainState, Metrics]]:
     """`train_step` compiled: the state is donated and keeps its shardings, so that one executable
-    serves every step."""
+    serves every step.
+    """
 
     def step(state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
         return train_step(state, batch, loss_fn=loss_fn, optimizer=optimizer)

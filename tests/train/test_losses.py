@@ -34,7 +34,8 @@ def test_next_token_and_its_gradient_match_numpy():
     logits = rng.normal(size=(2, 5, 4))
     tokens = rng.integers(0, 4, (2, 5))
     mask = np.array([[1, 1, 0, 1, 1], [0, 1, 1, 1, 0]], np.float32)
-    loss = lambda x: next_token(x, tokens, mask)  # noqa: E731
+    ids, counted = jnp.asarray(tokens), jnp.asarray(mask)
+    loss = lambda x: next_token(x, ids, counted)  # noqa: E731
     value, gradient = jax.value_and_grad(loss)(jnp.asarray(logits, jnp.float32))
     reference = lambda x: numpy_next_token(x, tokens, mask)  # noqa: E731
     np.testing.assert_allclose(value, reference(logits), rtol=1e-6)
@@ -80,7 +81,8 @@ def test_policy_loss_and_its_gradient_match_numpy(case):
     log_probs, is_present = np.log(probs), is_present.astype(bool)
 
     def loss(x):
-        return search.policy_loss(x, jnp.asarray(weights, jnp.float32), is_present)[0]
+        arrays = jnp.asarray(weights, jnp.float32), jnp.asarray(is_present)
+        return search.policy_loss(x, *arrays)[0]
 
     value, gradient = jax.value_and_grad(loss)(jnp.asarray(log_probs, jnp.float32))
     reference = lambda x: numpy_policy_loss(x, weights, is_present)  # noqa: E731
