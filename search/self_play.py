@@ -29,8 +29,10 @@ class SelfPlayConfig:
     """Name of the problems (see data.problems)."""
     split: str = "train"
     """Which of its splits to play."""
+    first: int = 0
+    """Number of the first problem to play."""
     limit: int | None = None
-    """Only the first so many problems; None plays all."""
+    """How many problems to play from there; None plays all that follow."""
     search: gumbel.SearchConfig = gumbel.SearchConfig(use_oracle=True, root_noise=True)
     """How each move is searched."""
     max_moves: int = 3
@@ -246,12 +248,18 @@ def run(config: SelfPlayConfig, run_folder: Path, *, resume: bool, stop: StopFla
         eos_id=text.eos_id,
         newline_id=text.newline_id if text.newline_id is not None else text.eos_id,
     )
-    all_problems = problems.load_problems(config.problem_set, config.split)[: config.limit]
+    all_problems = problems.load_problems(config.problem_set, config.split)
+    numbers = range(len(all_problems))[config.first :][: config.limit]
+    if not numbers:
+        raise ConfigError(
+            f"a search plays at least one problem; {config.problem_set} {config.split} has "
+            f"{len(all_problems)}, got first={config.first}, limit={config.limit}."
+        )
     size = config.batch_size
     batches = [
-        (random_moves, list(range(len(all_problems)))[start : start + size])
+        (random_moves, list(numbers[start : start + size]))
         for random_moves in config.random_moves
-        for start in range(0, len(all_problems), size)
+        for start in range(0, len(numbers), size)
     ]
     verify = None
     if config.search.use_oracle:
