@@ -15,7 +15,7 @@ export JAX_PLATFORMS ?= cpu
 quickstart: .venv/stamp
 	$(PYTHON) -m train game24_quickstart --run-folder $(QUICKSTART) --resume --overwrite
 	report=$$(ls -d $(QUICKSTART)/stages/*/report | tail -n 1)
-	cat $$report/report.md
+	cat $$report/table.md
 	echo
 	echo "plot:   $$(echo $$report/*.png)"
 	echo "report: $$report/report.json"

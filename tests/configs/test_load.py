@@ -111,7 +111,7 @@ def test_flags_and_the_command_that_repeats_them():
         (["--peak_learning_rate", "5"], "Did you mean --optimizer.peak-learning-rate?"),
         (["--optimiser.peak-learning-rate=5"], "Did you mean --optimizer.peak-learning-rate?"),
         (["--min-visits", "1"], "Did you mean --mixture.1.min-visits?"),
-        (["--mixture.1.peak-learning-rat", "5"], "Did you mean --optimizer.peak-learning-rate?"),
+        (["--optimizer.shufle", "5"], "Did you mean --shuffle?"),
         (["--resum"], "Did you mean --resume?"),
         (["--zzz"], "no field --zzz. See --help."),
         (["--train-steps", "many"], "--train-steps: invalid literal.*'many'"),
