@@ -97,7 +97,7 @@ def test_a_folder_without_a_checkpoint_is_one_clear_error(tmp_path, what):
         checkpoints.load_params(folder)
 
 
-@pytest.mark.parametrize("torn", ["metadata", "params/_METADATA", "params/manifest.ocdbt"])
+@pytest.mark.parametrize("torn", ["metadata", "params/d", "params/manifest.ocdbt"])
 def test_a_torn_checkpoint_is_refused_with_its_path(run_copy, torn):
     _, folder = run_copy
     victim = folder / "checkpoints" / "4" / torn
