@@ -1,23 +1,21 @@
 # Every target makes .venv itself when it is missing or older than pyproject.toml and constraints.txt.
-SHELL := /bin/bash
-.SHELLFLAGS := -eu -o pipefail -c
-.ONESHELL:
 .PHONY: quickstart test lint bench soak
 
 PYTHON ?= .venv/bin/python
 WORKERS ?= 2
 QUICKSTART := runs/game24_quickstart
 
-export JAX_PLATFORMS ?= cpu
+# On another machine: make quickstart JAX_PLATFORMS=cuda
+JAX_PLATFORMS ?= cpu
+export JAX_PLATFORMS
 
 # Train, search, learn from the search, evaluate: one small model on Game of 24. A second call
 # continues, or repeats only what has changed.
 quickstart: .venv/stamp
 	$(PYTHON) -m train game24_quickstart --run-folder $(QUICKSTART) --resume --overwrite
-	report=$$(ls -d $(QUICKSTART)/stages/*/report | tail -n 1)
-	cat $$report/table.md
-	echo
-	echo "plot:   $$(echo $$report/*.png)"
+	@report=$$(ls -d $(QUICKSTART)/stages/*/report | tail -n 1); \
+	echo; cat $$report/table.md; echo; \
+	echo "plot:   $$(echo $$report/*.png)"; \
 	echo "report: $$report/report.json"
 
 test: lint
@@ -29,13 +27,13 @@ lint: .venv/stamp
 	$(PYTHON) -m mypy
 
 bench: .venv/stamp
-	for file in benchmarks/[a-z]*.py; do
-	  $(PYTHON) -m benchmarks.$$(basename $$file .py)
-	done
+	for file in benchmarks/[a-z]*.py; do $(PYTHON) -m benchmarks.$$(basename $$file .py) || exit; done
 
+# Minutes to hours of faults and fuzzing; the log is kept under runs/.
 soak: .venv/stamp
 	mkdir -p runs
-	$(PYTHON) -m pytest -m soak -v -s --durations=0 tests | tee runs/soak.log
+	status=0; $(PYTHON) -m pytest -m soak -v --durations=0 > runs/soak.log 2>&1 || status=$$?; \
+	cat runs/soak.log; exit $$status
 
 .venv/stamp: pyproject.toml constraints.txt
 	[ -x .venv/bin/python ] || python3 -m venv .venv
