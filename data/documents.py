@@ -35,7 +35,8 @@ Batch = dict[str, np.ndarray]
 class Source(Protocol):
     """A weighted source of training text; its share of the rows of a mixture is its weight."""
 
-    weight: float
+    @property
+    def weight(self) -> float: ...
 
     def documents(self, tokenizer: Tokenizer, length: int) -> Documents:
         """Tokenised documents of at most `length` tokens."""

@@ -53,8 +53,8 @@ class HybridConfig:
       policy_from: "all" positions, or only those below which a "solved" text is known.
       value_from: "outcome" labels played positions and finished texts with how they ended;
         "tree" adds the nodes of the trees and lets solved texts anywhere below decide.
-      value_min_visits: a tree node below which nothing solved was found is labelled 0 only
-        after this many visits.
+      value_min_explored: a tree node below which nothing solved was found is labelled 0 only if
+        the search knows the end of this share of the model's continuations from there.
       label_once: label a state in only one of the rows that pass through it.
     """
 
@@ -68,7 +68,7 @@ class HybridConfig:
     path_tokens: int = 32
     policy_from: Literal["all", "solved"] = "all"
     value_from: Literal["outcome", "tree"] = "tree"
-    value_min_visits: int = 24
+    value_min_explored: float = 0.6
     label_once: bool = True
 
 
@@ -154,7 +154,7 @@ def _value(
         record_rows.value_rows,
         solved=solved,
         value_from=config.value_from,
-        min_visits=config.value_min_visits,
+        min_explored=config.value_min_explored,
         label_once=config.label_once,
         path_tokens=config.path_tokens,
         pad_id=tokenizer.pad_id,

@@ -135,7 +135,7 @@ def value_rows(
     *,
     solved: SolvedTexts,
     value_from: Literal["outcome", "tree"],
-    min_visits: int,
+    min_explored: float,
     label_once: bool,
     path_tokens: int,
     pad_id: int,
@@ -146,13 +146,13 @@ def value_rows(
       games: records, whose order is the order of the rows with value_from="outcome".
       solved: texts known to be right.
       value_from: labels by `outcome_labels` or by `tree_labels`.
-      min_visits: see `tree_labels`.
+      min_explored: see `tree_labels`.
       label_once: label a state in only one of the rows that pass through it.
       path_tokens: T.
       pad_id: fills the rows on the right.
     """
     if value_from == "tree":
-        found = (tree_labels(game, solved, min_visits) for game in games)
+        found = (tree_labels(game, solved, min_explored) for game in games)
         groups = [dict(itertools.chain.from_iterable(found))]
     else:
         groups = [dict(outcome_labels(game)) for game in games]
@@ -178,21 +178,39 @@ def outcome_labels(game: SearchRecord) -> Iterator[tuple[Tokens, float]]:
 
 
 def tree_labels(
-    game: SearchRecord, solved: SolvedTexts, min_visits: int
+    game: SearchRecord, solved: SolvedTexts, min_explored: float
 ) -> Iterator[tuple[Tokens, float]]:
-    """States of one game: 1 if a text known to be right goes on from there, else 0.
+    """States of one game: 1 if a text known to be right goes on from there, 0 if that is refuted.
 
-    They are the states of `outcome_labels`, every node with such a text, and of the other nodes
-    the finished ones and those of at least `min_visits` visits: where the search has looked.
+    Refuted are finished texts that are wrong, and the nodes of which the search has followed at
+    least `min_explored` to a wrong end (see `explored_shares`). Other states stay unlabelled: that
+    nothing was found where hardly anyone looked says nothing.
     """
-    for state, _ in outcome_labels(game):
-        yield state, float(solved.continue_from(state))
+    for leaf in game.leaves:
+        if leaf.outcome is not None:
+            yield game.prompt_tokens + leaf.tokens, leaf.outcome
+    if game.outcome is not None:
+        yield game.prompt_tokens + game.completion_tokens, game.outcome
     for root, tree in _rooted_trees(game):
-        for i, state in enumerate(_node_states(root, tree)):
-            is_known = tree.visits[i] >= min_visits or tree.outcome[i] is not None
-            is_solved = solved.continue_from(state)
-            if is_known or is_solved:
-                yield state, float(is_solved)
+        shares = explored_shares(tree)
+        for state, share in zip(_node_states(root, tree), shares, strict=True):
+            if solved.continue_from(state):
+                yield state, 1.0
+            elif share >= min_explored:
+                yield state, 0.0
+
+
+def explored_shares(tree: Tree) -> list[float]:
+    """Per node, the share of the model's own continuations that the search knows the end of.
+
+        e(finished and checked) = 1,   e(node) = sum over its children c of prior(c) e(c)
+
+    Weighed by the model's prior, so that unlikely nonsense need not be looked at.
+    """
+    shares = [float(outcome is not None) for outcome in tree.outcome]
+    for node in range(len(shares) - 1, 0, -1):  # children come after their parents
+        shares[tree.parent[node]] += tree.prior[node] * shares[node]
+    return shares
 
 
 def _paths(labels: Labels, label_once: bool) -> Iterator[tuple[Tokens, list[tuple[int, float]]]]:
