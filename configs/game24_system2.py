@@ -4,11 +4,16 @@
     python -m train game24_system2 --show
 
 The base model learns *random legal play*: the form of a line and the arithmetic, never a solution.
-Then, round by round, a search with the oracle plays the training puzzles (631, half of those not in
-the test set), and the model learns policy and value from the records of all rounds. At the end it
-answers the 100 test puzzles without the oracle. Candidate lines come from the model itself, and it
-writes every result; the checker of finished games is all that the system is given.
+Then, round by round, a search with the oracle plays the training puzzles (631: half of those that
+are not in the test set), once from the start and twice after a random first line, and the model
+learns policy and value from the records of all rounds. At the end it answers the 100 test puzzles
+without the oracle. Candidate lines come from the model itself, and it writes every result; the
+checker of finished games is all that the system is given. Settings were chosen on the other half
+("validation").
 """
+
+import dataclasses
+import functools
 
 from configs.base import Experiment
 from data.documents import LegalPlaySource
@@ -27,16 +32,15 @@ MODEL = TransformerConfig(
 )
 # The model chooses `a op b`; it writes the result and the numbers left by itself.
 ACTION = ActionConfig(
-    num_candidates=16, opening_tokens=3, max_step_tokens=12, max_completion_tokens=26
+    num_candidates=16, opening_tokens=3, max_step_tokens=10, max_completion_tokens=26
 )
 PLAY = SearchConfig(
     action=ACTION,
     num_simulations=(64, 48, 6),
-    max_considered_actions=15,
     use_oracle=True,
     root_noise=True,
 )
-ANSWER = SearchConfig(action=ACTION, max_considered_actions=15, value_scale=1.0)
+ANSWER = SearchConfig(action=ACTION, value_scale=1.0)
 
 
 def base(steps: int, seed: int) -> Experiment:
@@ -62,9 +66,9 @@ def base(steps: int, seed: int) -> Experiment:
     )
 
 
-def learn(previous: str, round_number: int, steps: int, seed: int) -> Experiment:
-    """Policy and value from the records of all rounds so far; a round weighs half of the next."""
-    optimizer = {"warmup_steps": 20, "weight_decay": 0.05, "b2": 0.98}
+def learn(previous: str, records: dict[str, float], steps: int, seed: int) -> Experiment:
+    """Policy and value from records (stage -> weight), and the arithmetic of legal play."""
+    optimizer = functools.partial(AdamWConfig, warmup_steps=20, weight_decay=0.05, b2=0.98)
     return Experiment(
         model=MODEL,
         tokenizer="game24",
@@ -72,25 +76,27 @@ def learn(previous: str, round_number: int, steps: int, seed: int) -> Experiment
         sources=(LegalPlaySource(num_plays=50_000, seed=seed, loss="results"),),
         hybrid=HybridConfig(
             records=tuple(
-                RecordSource(path=f"stage:search{n}/records", weight=0.5 ** (round_number - n))
-                for n in range(1, round_number + 1)
+                RecordSource(path=f"stage:{stage}/records", weight=weight)
+                for stage, weight in records.items()
             ),
-            policy_batch=128,
-            value_batch=128,
-            text_batch=64,
-            prefix_tokens=24,
-            num_candidates=ACTION.num_candidates,
-            candidate_tokens=ACTION.opening_tokens,
-            path_tokens=32,
+            policy_batch=96,
+            value_batch=256,
+            text_batch=48,
+            prefix_tokens=25,
+            num_candidates=8,
+            candidate_tokens=ACTION.num_opening_tokens,
+            path_tokens=31,
+            value_min_explored=0.3,
+            label_once=False,
         ),
         optimizers=OptimizersConfig(
-            policy=AdamWConfig(peak_learning_rate=1e-3, **optimizer),
-            value=AdamWConfig(peak_learning_rate=2e-3, **optimizer),
+            policy=optimizer(peak_learning_rate=1e-3),
+            value=optimizer(peak_learning_rate=2e-3),
         ),
         sequence_length_tokens=32,
-        batch_size=64,
+        batch_size=48,
         train_steps=steps,
-        seed=seed + round_number,
+        seed=seed,
         initial_checkpoint=previous,
         log_every_steps=25,
     )
@@ -101,6 +107,7 @@ def circle(
     base_steps: int,
     rounds: int,
     learn_steps: int,
+    random_moves: tuple[int, ...],
     simulations: tuple[int, ...],
     seed: int = 0,
 ) -> Pipeline:
@@ -110,12 +117,15 @@ def circle(
     for n in range(1, rounds + 1):
         play = SelfPlayConfig(
             checkpoint=model,
-            search=PLAY if n > 1 else SearchConfig(**{**vars(PLAY), "use_value": False}),
-            random_moves=(0, 1),
+            # The value head has learned nothing before the first round.
+            search=dataclasses.replace(PLAY, use_value=n > 1),
+            random_moves=random_moves,
             seed=seed + n,
         )
         stages.append(Stage(name=f"search{n}", command="search", config=play))
-        config = learn(model, n, learn_steps, seed)
+        # A round weighs more than the one before, whose player was weaker.
+        weights = {f"search{m}": 0.7 ** (n - m) for m in range(1, n + 1)}
+        config = learn(model, weights, learn_steps, seed + n)
         stages.append(Stage(name=f"learn{n}", command="train", config=config))
         model = f"stage:learn{n}"
     table = EvaluationConfig(
@@ -130,4 +140,10 @@ def circle(
 
 
 def get_config() -> Pipeline:
-    return circle(base_steps=1250, rounds=5, learn_steps=250, simulations=(16, 50, 200, 400))
+    return circle(
+        base_steps=1000,
+        rounds=5,
+        learn_steps=200,
+        random_moves=(0, 1, 1),
+        simulations=(16, 50, 200, 400),
+    )

@@ -5,7 +5,7 @@
 
 A config is a file `configs/NAME.py` with a function `get_config()`. Overrides are parsed by tyro:
 dots go into nested configs and tuples (`--sources.0.weight 2`), `-` and `_` are the same. In a
-pipeline `--stages.NAME.` goes into the config of that stage.
+pipeline `--stages.NAME.` goes into the config of that stage, and `--seed 1` moves the seeds of all.
 """
 
 import contextlib
@@ -33,7 +33,7 @@ from train.errors import (
     DataError,
     Preempted,
 )
-from train.pipeline import Pipeline, Stage
+from train.pipeline import Pipeline, Stage, reseed
 
 FOLDER = Path(__file__).resolve().parent
 
@@ -228,7 +228,10 @@ def _stages_as_fields(pipeline: Pipeline) -> Any:
     stages = dataclasses.make_dataclass(
         "Stages", [(s.name, type(s.config)) for s in pipeline.stages], frozen=True
     )
-    wrapper = dataclasses.make_dataclass("PipelineOverrides", [("stages", stages)], frozen=True)
+    seed = ("seed", int, 0)
+    wrapper = dataclasses.make_dataclass(
+        "PipelineOverrides", [("stages", stages), seed], frozen=True
+    )
     wrapper.__doc__ = Pipeline.__doc__
     return wrapper(stages(*(stage.config for stage in pipeline.stages)))
 
@@ -238,4 +241,4 @@ def _fields_as_stages(pipeline: Pipeline, fields: Any) -> Pipeline:
         dataclasses.replace(stage, config=getattr(fields.stages, stage.name))
         for stage in pipeline.stages
     ]
-    return dataclasses.replace(pipeline, stages=tuple(changed))
+    return reseed(dataclasses.replace(pipeline, stages=tuple(changed)), fields.seed)

@@ -23,7 +23,8 @@ class SearchConfig:
     """One search per move.
 
     num_simulations: per move; a tuple gives move i its own (the last one repeats).
-    max_considered_actions: m, root actions that Sequential Halving starts with (m < k).
+    max_considered_actions: m, root actions that Sequential Halving starts with (m < k). None: a
+      third of the simulations, at least 4 and less than k.
     use_oracle: a finished text is worth what the checker says. Without it, its value.
     use_value: leaves are worth the value head's estimate. Without it, 0.
     value_scale, maxvisit_init, rescale_values: sigma(q) = (maxvisit_init + max visits) *
@@ -33,7 +34,7 @@ class SearchConfig:
 
     action: token_model.ActionConfig = token_model.ActionConfig()
     num_simulations: int | tuple[int, ...] = 50
-    max_considered_actions: int = 16
+    max_considered_actions: int | None = None
     use_oracle: bool = False
     use_value: bool = True
     value_scale: float = 0.1
@@ -45,6 +46,12 @@ class SearchConfig:
         if isinstance(self.num_simulations, int):
             return self.num_simulations
         return self.num_simulations[min(move, len(self.num_simulations) - 1)]
+
+    def considered_with(self, num_simulations: int) -> int:
+        """Root actions that a search of this size considers."""
+        if self.max_considered_actions is not None:
+            return self.max_considered_actions
+        return min(max(4, num_simulations // 3), self.action.num_candidates - 1)
 
 
 @struct.dataclass
@@ -139,18 +146,19 @@ def search(
     noise_key, search_key = jax.random.split(rng_key)
     root = model.propose(params, root, noise_key if config.root_noise else None)
     value_on = 1.0 if config.use_value else 0.0
+    oracle = verify if config.use_oracle else None
 
     def recurrent_fn(params, rng_key, action, state):
         del rng_key
         was_finished = state.finished
         child = model.act(params, state, action)
-        if config.use_oracle:
-            child = token_model.judge(child, verify)
+        if oracle is not None:
+            child = token_model.judge(child, oracle)
             final = child.outcome
         else:
             final = jnp.where(child.ended, value_on * child.value, 0.0)
         child = model.propose(params, child)
-        child = child.replace(outcome=jnp.where(child.finished, final, 0.0))
+        child = dataclasses.replace(child, outcome=jnp.where(child.finished, final, 0.0))
         output = mctx.RecurrentFnOutput(
             reward=jnp.where(child.finished & ~was_finished, final, 0.0),
             discount=jnp.where(child.finished, 0.0, 1.0),
@@ -170,7 +178,7 @@ def search(
         root_action_selection_fn=functools.partial(
             mctx.gumbel_muzero_root_action_selection,
             num_simulations=num_simulations,
-            max_num_considered_actions=config.max_considered_actions,
+            max_num_considered_actions=config.considered_with(num_simulations),
             qtransform=qtransform,
         ),
         interior_action_selection_fn=functools.partial(_interior_action, config=config),

@@ -150,6 +150,18 @@ def run(
     return {name: run_folder.read_json(at / "done.json")["seconds"] for name, at in folders.items()}
 
 
+def reseed(pipeline: Pipeline, seed: int) -> Pipeline:
+    """The same pipeline with other randomness: 1000 * seed is added to the seed of every stage."""
+
+    def moved(stage: Stage) -> Stage:
+        if not hasattr(stage.config, "seed"):
+            return stage
+        config = dataclasses.replace(stage.config, seed=stage.config.seed + 1000 * seed)
+        return dataclasses.replace(stage, config=config)
+
+    return dataclasses.replace(pipeline, stages=tuple(map(moved, pipeline.stages)))
+
+
 def references(config: Any) -> set[str]:
     """Names of the stages that a config uses."""
     return {
