@@ -52,11 +52,11 @@ def propose(
     """
     batch, vocab = logits.shape
     k = num_candidates
-    keys = [None] * num_tokens if rng_key is None else jax.random.split(rng_key, num_tokens + 1)
+    keys = None if rng_key is None else jax.random.split(rng_key, num_tokens + 1)
     # The empty continuation: one beam of probability 1 (and the largest noise of all that follow).
     log_probs = jnp.zeros((batch, 1))
     perturbed = jnp.zeros((batch, 1))
-    if rng_key is not None:
+    if keys is not None:
         perturbed = jax.random.gumbel(keys[-1], (batch, 1))
     tokens = jnp.zeros((batch, 1, num_tokens), jnp.int32)
     lengths = jnp.zeros((batch, 1), jnp.int32)
@@ -71,7 +71,7 @@ def propose(
         children = jnp.where(stopped[..., None], only_self, next_log_probs)
         children = children + log_probs[..., None]
         ranked = children
-        if rng_key is not None:
+        if keys is not None:
             ranked = children + jax.random.gumbel(keys[i], children.shape)
             ranked = _condition_on_maximum(ranked, perturbed)
             # A stopped beam keeps the noise it has.
@@ -97,7 +97,7 @@ def propose(
             out, lanes = model.branch(params, cache, lanes, tokens[:, :, i])
             next_log_probs = jax.nn.log_softmax(out.logits)
 
-    gumbel = jnp.zeros_like(log_probs) if rng_key is None else perturbed - log_probs
+    gumbel = jnp.zeros_like(log_probs) if keys is None else perturbed - log_probs
     return Candidates(tokens=tokens, lengths=lengths, log_probs=log_probs, gumbel=gumbel)
 
 

@@ -74,6 +74,11 @@ def _random_move(model, params, root, rng_key, verify):
     return child if verify is None else token_model.judge(child, verify)
 
 
+def _uncounted(state: token_model.State) -> token_model.State:
+    """The state with its evaluations back at 0: they are counted search by search."""
+    return dataclasses.replace(state, evaluations=jnp.zeros_like(state.evaluations))
+
+
 @dataclasses.dataclass(frozen=True)
 class Game:
     """A played game: its record, and the tokens the model read to play it."""
@@ -112,14 +117,14 @@ def play(
         tokens[row, : len(ids)] = ids
     state = _start(model, params, tokens, lengths, np.asarray(numbers, np.int32))
     evaluations = lengths.astype(np.int64)
-    state = state.replace(evaluations=jnp.zeros_like(state.evaluations))
+    state = _uncounted(state)
     searched: list[list[tuple[records.Position, records.Tree]]] = [[] for _ in prompts]
 
     for move, move_key in enumerate(jax.random.split(rng_key, config.max_moves)):
         if move < random_moves:
             state = _random_move(model, params, state, move_key, verify)
             evaluations += np.asarray(state.evaluations)
-            state = state.replace(evaluations=jnp.zeros_like(state.evaluations))
+            state = _uncounted(state)
             continue
         root = {"length": np.asarray(state.length), "finished": np.asarray(state.finished)}
         if root["finished"].all():
@@ -133,7 +138,7 @@ def play(
             config.search,
             verify,
         )
-        state = result.child.replace(evaluations=jnp.zeros_like(result.evaluations))
+        state = _uncounted(result.child)
         host = jax.device_get(result)
         for row in np.flatnonzero(~root["finished"]).tolist():
             evaluations[row] += host.evaluations[row]

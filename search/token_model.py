@@ -32,12 +32,15 @@ class ActionConfig:
     num_candidates: k, actions per node.
     opening_tokens: how many tokens of a line the search chooses; the model writes the rest
       greedily. None: the whole line. (Tokens have nothing to complete.)
+    min_probability: less likely candidates are left out (but never the likeliest one). The value
+      of a text is only learned where play goes, so a search must not be lured to nonsense.
     max_step_tokens: a longer line is a failure. max_completion_tokens: a longer text is a failure.
     """
 
     kind: str = "step"
     num_candidates: int = 16
     opening_tokens: int | None = None
+    min_probability: float = 0.0
     max_step_tokens: int = 12
     max_completion_tokens: int = 32
 
@@ -153,9 +156,12 @@ class TokenModel:
             stop_tokens=self.stop_tokens,
             rng_key=rng_key,
         )
+        candidates = candidates.without_unlikely(c.min_probability)
         lanes_read = c.num_candidates * (c.num_opening_tokens - 1)
         cost = jnp.where(state.finished, 0, lanes_read)
-        return state.replace(candidates=candidates, evaluations=state.evaluations + cost)
+        return dataclasses.replace(
+            state, candidates=candidates, evaluations=state.evaluations + cost
+        )
 
     def act(self, params, state: State, action: Int[Array, "B"]) -> State:
         """Appends the chosen opening and the model's greedy completion of the line.
@@ -169,7 +175,7 @@ class TokenModel:
         num_opening = jnp.minimum(num_opening, c.max_completion_tokens - state.length)
         num_opening = jnp.where(state.finished, 0, num_opening)
         start = state.length
-        state = state.replace(evaluations=jnp.zeros_like(start))
+        state = dataclasses.replace(state, evaluations=jnp.zeros_like(start))
         state = self._read(params, state, opening, num_opening)
         if c.kind == "step":
             state = self._complete(params, state, start)
@@ -179,7 +185,9 @@ class TokenModel:
         out_of_room = state.length >= c.max_completion_tokens
         if c.kind == "step":
             out_of_room |= moved & ~jnp.isin(last, jnp.asarray(self.stop_tokens))
-        return state.replace(ended=ended, finished=state.finished | ended | out_of_room)
+        return dataclasses.replace(
+            state, ended=ended, finished=state.finished | ended | out_of_room
+        )
 
     def _complete(self, params, state: State, start: Int[Array, "B"]) -> State:
         """Greedy tokens until every row's line is closed, or too long."""
@@ -210,7 +218,8 @@ class TokenModel:
             return text.at[slots].set(new, mode="drop")
 
         moved = count > 0
-        return state.replace(
+        return dataclasses.replace(
+            state,
             tokens=jax.vmap(write)(state.tokens, tokens, state.length, count),
             length=state.length + count,
             cache=cache,
@@ -230,4 +239,4 @@ def judge(state: State, verify: Verify) -> State:
     outcome = jax.pure_callback(
         on_host, shape, state.problem, state.tokens, state.length, state.ended
     )
-    return state.replace(outcome=jnp.where(state.ended, outcome, 0.0))
+    return dataclasses.replace(state, outcome=jnp.where(state.ended, outcome, 0.0))

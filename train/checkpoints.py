@@ -95,6 +95,7 @@ class Checkpoints:
           DataError: a file is missing or torn. ConfigError: model, tokenizer or data differ.
         """
         step = self.latest_step
+        assert step is not None, "there is a checkpoint to restore"
         path = self.path(step)
         _refuse_another(read_metadata(path), self.metadata, path)
         try:

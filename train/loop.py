@@ -1,7 +1,7 @@
 """The training loop: batch, step, log, save, evaluate. One loop for all recipes."""
 
+import dataclasses
 from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -28,7 +28,7 @@ else:
     Experiment = Any
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class Setup:
     """All parts of a run, made from its config; nothing is allocated on a device yet."""
 
@@ -158,8 +158,8 @@ def _train(
         nonlocal running
         if running is None:
             return
-        (done, values), running = running, None
-        values = {name: float(value) for name, value in jax.device_get(values).items()}
+        (done, on_device), running = running, None
+        values = {name: float(value) for name, value in jax.device_get(on_device).items()}
         _refuse_divergence(done, values, experiment, saved.latest_step)
         speed = progress.update(done, values["loss"], values["num_tokens"])
         if done % experiment.log_every_steps == 0 or done == experiment.train_steps:
@@ -176,19 +176,19 @@ def _train(
         # After the save, so that an evaluation that was cut off is done again when resumed.
         if validate and (is_last or step % experiment.eval_every_steps == 0):
             report()
-            values = validate(state.params, stop)
-            if values is not None:
-                log.write(step, values)
-                progress.say(_line(f"step {step}", values))
+            losses = validate(state.params, stop)
+            if losses is not None:
+                log.write(step, losses)
+                progress.say(_line(f"step {step}", losses))
         if stop.requested:
             save()
             stop.raise_preempted(f"step {step} of {experiment.train_steps}")
         if is_last:
             return
-        state, values = train_step(state, put(next(batches)))
+        state, step_metrics = train_step(state, put(next(batches)))
         step += 1
         report()  # of the step before: the device works on this one meanwhile
-        running = (step, values)
+        running = (step, step_metrics)
 
 
 def _initial_state(experiment: Experiment, setup: Setup) -> steps.TrainState:
@@ -206,7 +206,7 @@ def _initial_state(experiment: Experiment, setup: Setup) -> steps.TrainState:
             f"{experiment.initial_checkpoint} has {config} and {tokenizer!r}, this run "
             f"{experiment.model} and {experiment.tokenizer!r}. Make them equal."
         )
-    return state.replace(params=jax.device_put(params, setup.shardings.params))
+    return dataclasses.replace(state, params=jax.device_put(params, setup.shardings.params))
 
 
 def _put_on(mesh: Mesh) -> Callable[[steps.Batch], steps.Batch]:

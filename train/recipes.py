@@ -176,7 +176,8 @@ def hybrid_loss(
     }
 
     def loss_fn(params: Params, batch: Batch, rng_key: Array) -> tuple[Array, Metrics]:
-        total, num_tokens, all_metrics = jnp.zeros(()), jnp.zeros(()), {}
+        total, num_tokens = jnp.zeros(()), jnp.zeros(())
+        all_metrics: Metrics = {}
         for name, part_batch in batch.items():
             loss, metrics = parts[name](params, part_batch, rng_key)
             total += getattr(weights, name) * loss

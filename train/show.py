@@ -48,6 +48,9 @@ def print_memory(setup: loop.Setup, batch: steps.Batch) -> None:
         loop.sharding.batch_shardings(batch, setup.mesh),
     )
     plan = train_step.lower(setup.abstract_state, abstract_batch).compile().memory_analysis()
+    if plan is None:
+        print("memory per device: unknown, this backend does not plan it")
+        return
     state, working = plan.argument_size_in_bytes, plan.temp_size_in_bytes
     print(
         f"memory per device: {(state + working) / MEBIBYTE:.1f} MiB (state and batch "

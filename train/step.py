@@ -1,5 +1,6 @@
 """One training step: `train_step(state, batch) -> (state, metrics)`, pure and jitted once."""
 
+import dataclasses
 from collections.abc import Callable
 from typing import Any
 
@@ -77,7 +78,8 @@ def train_step(
     metrics = {"loss": loss, **metrics}
     for name, subtree in gradient.items():
         metrics[f"{name}_gradient_norm"] = optax.global_norm(subtree)
-    state = state.replace(
+    state = dataclasses.replace(
+        state,
         params=optax.apply_updates(state.params, updates),
         opt_state=opt_state,
         step=state.step + 1,
@@ -87,7 +89,7 @@ def train_step(
 
 def jit_train_step(
     loss_fn: LossFn, optimizer: optax.GradientTransformation, shardings: TrainState
-) -> Callable[[TrainState, Batch], tuple[TrainState, Metrics]]:
+) -> jax.stages.Wrapped:
     """`train_step` compiled: the state is donated and keeps its shardings, so that one executable
     serves every step.
     """

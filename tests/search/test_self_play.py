@@ -154,12 +154,12 @@ def test_interrupted_search_gives_the_same_bytes(tmp_path, checkpoint):
     assert json.loads((whole / "summary.json").read_text())["games"] == 10
 
 
-def test_step_actions_need_a_newline(tmp_path, checkpoint, monkeypatch):
+def test_step_actions_need_a_newline(tmp_path, monkeypatch):
     one_line = tokenizer.WordTokenizer(tuple(word for word in TEXT.words if word != "\n"))
     monkeypatch.setattr(tokenizer, "load_tokenizer", lambda name: one_line)
-    config = dataclasses.replace(PLAY, checkpoint=checkpoint)
+    monkeypatch.setattr(checkpoints, "load_params", lambda path: (CONFIG, "one_line", PARAMS))
     with pytest.raises(ConfigError, match="newline"):
-        self_play.run(config, tmp_path / "run", resume=False, stop=StopFlag())
+        self_play.run(PLAY, tmp_path / "run", resume=False, stop=StopFlag())
 
 
 @pytest.mark.parametrize(
