@@ -20,7 +20,7 @@ def get_config() -> Experiment:
             policy=AdamWConfig(peak_learning_rate=3e-3, warmup_steps=20, weight_decay=0.01),
         ),
         sequence_length_tokens=64,
-        batch_size=64,
+        batch_size=32,
         train_steps=200,
         eval_every_steps=100,
         save_every_steps=100,
