@@ -6,7 +6,7 @@ Same config, same seed, same machine: the same lines, apart from the fields of `
 import json
 import math
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -63,8 +63,16 @@ def not_finite(values: Mapping[str, float]) -> list[str]:
 class Progress:
     """Where training is: a bar on a terminal, a line every few seconds elsewhere."""
 
-    def __init__(self, *, start_step: int, train_steps: int, console: rich.console.Console):
-        self._console = console
+    def __init__(
+        self,
+        *,
+        start_step: int,
+        train_steps: int,
+        console: rich.console.Console,
+        clock: Callable[[], float] = time.monotonic,
+    ):
+        """`clock`: monotonic seconds; tests pass their own."""
+        self._console, self._clock = console, clock
         self._start_step, self._train_steps = start_step, train_steps
         self._last_line = -math.inf
         self._rate = _Rate(start_step)
@@ -89,14 +97,16 @@ class Progress:
 
     def update(self, step: int, loss: float, num_tokens: float) -> float:
         """Shows one finished step; returns tokens per second."""
-        tokens_per_second, seconds_per_step = self._rate.update(step, num_tokens)
-        left = seconds_per_step * (self._train_steps - step)
-        text = f"loss {loss:.4f}  {tokens_per_second:,.0f} tokens/s  {_clock(left)} left"
+        now = self._clock()
+        tokens_per_second, seconds_per_step = self._rate.update(step, num_tokens, now)
+        text = f"loss {loss:.4f}"
+        if tokens_per_second:
+            left = _clock_text(seconds_per_step * (self._train_steps - step))
+            text += f"  {tokens_per_second:,.0f} tokens/s  {left} left"
         if self._bar:
             self._bar.update(self._task, completed=step, description=text)
             return tokens_per_second
         is_last = step == self._train_steps
-        now = time.monotonic()
         if is_last or now - self._last_line >= PLAIN_LINE_EVERY_SECONDS:
             self._last_line = now
             self.say(f"step {step}/{self._train_steps}  {text}")
@@ -115,8 +125,7 @@ class _Rate:
         self._since: float | None = None
         self._tokens = 0.0
 
-    def update(self, step: int, num_tokens: float) -> tuple[float, float]:
-        now = time.monotonic()
+    def update(self, step: int, num_tokens: float, now: float) -> tuple[float, float]:
         if self._since is None:
             self._since = now
             return 0.0, 0.0
@@ -125,7 +134,7 @@ class _Rate:
         return self._tokens / seconds, seconds / max(step - self._first_step, 1)
 
 
-def _clock(seconds: float) -> str:
+def _clock_text(seconds: float) -> str:
     minutes, seconds = divmod(round(seconds), 60)
     hours, minutes = divmod(minutes, 60)
     return f"{hours}:{minutes:02d}:{seconds:02d}" if hours else f"{minutes}:{seconds:02d}"
