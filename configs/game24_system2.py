@@ -37,10 +37,12 @@ ACTION = ActionConfig(
 PLAY = SearchConfig(
     action=ACTION,
     num_simulations=(64, 48, 6),
+    value_scale=0.3,
     use_oracle=True,
     root_noise=True,
 )
-ANSWER = SearchConfig(action=ACTION, value_scale=1.0)
+# Noise makes the training games look at unlikely lines too; answers stay with what play has tried.
+ANSWER = SearchConfig(action=dataclasses.replace(ACTION, min_probability=0.01), value_scale=1.0)
 
 
 def base(steps: int, seed: int) -> Experiment:

@@ -1,4 +1,4 @@
-"""python -m evaluation CHECKPOINT [--tasks game24] [--simulations 16 50 200] [--base B] [...].
+"""python -m evaluation CHECKPOINT [--tasks game24] [--simulations 16 50 200] [--baseline B] [...].
 
 Evaluates a run folder or checkpoint and prints the table and where the report is; `--help` explains
 every option.
@@ -53,17 +53,24 @@ def main(argv: list[str]) -> None:
         Options(), rest, program="evaluation", name=f"evaluation-{_name_of(checkpoint)}"
     )
     # After the command line is known to be good: these load JAX.
+    from data import problems
     from evaluation import report
     from evaluation import run as evaluation
     from train import checkpoints, config_json, run_folder
     from train.stopping import StopFlag
 
-    config = make_config(checkpoint, options)
+    try:
+        config = make_config(checkpoint, options)
+    except ValueError as error:
+        raise ConfigError(str(error)) from error
     if flags.show:
         print(json.dumps(config_json.encode(config), indent=2))
         return
+    # A misspelt name leaves no run folder behind.
     for path in filter(None, (config.checkpoint, config.base_checkpoint)):
-        checkpoints.find_step(path)  # a misspelt path leaves no run folder behind
+        checkpoints.find_step(path)
+    for task in config.tasks:
+        problems.load_problems(task, options.split)
     folder = run_folder.prepare(
         flags.run_folder,
         config,
@@ -99,7 +106,7 @@ def make_config(checkpoint: str, options: Options):
             split=options.split,
             limit=options.limit,
             has_base=options.baseline is not None,
-            ablation_splits=("test", "train") if options.ablation else (),
+            ablation_splits=(options.split, "train") if options.ablation else (),
         ),
     )
 

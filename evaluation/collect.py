@@ -9,6 +9,7 @@ import dataclasses
 import shutil
 from collections.abc import Sequence
 from pathlib import Path
+from typing import NoReturn
 
 from configs import load
 from evaluation import report, statistics
@@ -81,22 +82,16 @@ def _mean(values: Sequence[float]) -> float:
     return sum(values) / len(values)
 
 
+class _Parser(argparse.ArgumentParser):
+    def error(self, message: str) -> NoReturn:
+        raise ConfigError(f"{message}. {' '.join(self.format_usage().split())}")
+
+
 def main(argv: list[str]) -> None:
-    parser = argparse.ArgumentParser(
-        prog="python -m evaluation.collect", description=__doc__, exit_on_error=False
-    )
+    parser = _Parser(prog="python -m evaluation.collect", description=__doc__)
     parser.add_argument("folders", nargs="+", type=Path, help="run folders, one per seed")
     parser.add_argument("--out", type=Path, required=True, help="folder of the combined report")
-    try:
-        options, unknown = parser.parse_known_args(argv)
-    except (argparse.ArgumentError, SystemExit) as error:
-        if isinstance(error, SystemExit) and not error.code:
-            raise  # --help
-        raise ConfigError(
-            f"usage: python -m evaluation.collect RUN... --out FOLDER ({error})"
-        ) from None
-    if unknown:
-        raise ConfigError(f"there is no argument {unknown[0]}. See --help.")
+    options = parser.parse_args(argv)
     combined = collect(options.folders)
     path = report.write(options.out, combined)
     for seed, folder in enumerate(options.folders):

@@ -276,17 +276,20 @@ class Search(Method):
                 "an evaluation searches the likeliest candidates; got root_noise=True. "
                 "Set it to False (it is for training games)."
             )
+        if min(self._simulations, default=0) < 1:
+            raise ConfigError(
+                f"a search has at least one simulation per move; got {self._simulations}."
+            )
+
+    @property
+    def _simulations(self) -> tuple[int, ...]:
+        simulations = self.search.num_simulations
+        return (simulations,) if isinstance(simulations, int) else simulations
 
     @property
     def _kind(self) -> str:
-        simulations = self.search.num_simulations
-        each = (simulations,) if isinstance(simulations, int) else simulations
-        oracle_part = "-oracle" * self.search.use_oracle
-        return (
-            "-".join(["search", *map(str, each)])
-            + oracle_part
-            + "-no-value" * (not self.search.use_value)
-        )
+        flags = "-oracle" * self.search.use_oracle + "-no-value" * (not self.search.use_value)
+        return "-".join(["search", *map(str, self._simulations)]) + flags
 
     def play(self, player: Player, questions: Questions) -> list[Attempt]:
         tokenizer, action = player.tokenizer, self.search.action
@@ -315,3 +318,6 @@ class Search(Method):
             [game.evaluations for game in games],
             action.max_completion_tokens,
         )
+
+
+AnyMethod = Greedy | BestOfN | Search

@@ -32,7 +32,8 @@ def accuracy(rows: Sequence["Row"], path: Path) -> None:
     several = {row.series for row in sized if len({r.simulations for r in _like(row, sized)}) > 1}
     if not several and sized:
         several = {sized[0].series}
-    main = [row for row in on_split if row.simulations is None or row.series in several]
+    main = [row for row in on_split if row.simulations is None]
+    main += [row for row in sized if row.series in several]
     compared = _compared_simulations(sized, several)
     searches = [row for row in rows if row.simulations == compared and compared is not None]
 
@@ -52,7 +53,7 @@ def accuracy(rows: Sequence["Row"], path: Path) -> None:
             left.errorbar(sizes, scores, _errors(group), clip_on=False, **look)
         else:
             left.axhline(scores[-1], color=color, linestyle=(0, (4, 3)), linewidth=1.5)
-    _dress_by_size(left, sorted({row.simulations for row in main if row.series in several}))
+    _dress_by_size(left, sorted(set(_sizes([row for row in main if row.series in several]))))
     _dress_by_cost(middle, labels)
     _draw_searches(right, searches, compared, first.split)
     figure.suptitle(
@@ -68,8 +69,12 @@ def _like(row: "Row", rows: Sequence["Row"]) -> list["Row"]:
 
 def _compared_simulations(sized: Sequence["Row"], several: set[str]) -> int | None:
     """The size that most searches of a single size have."""
-    sizes = [row.simulations for row in sized if row.series not in several]
+    sizes = _sizes([row for row in sized if row.series not in several])
     return max(sizes, key=sizes.count, default=None)
+
+
+def _sizes(rows: Sequence["Row"]) -> list[int]:
+    return [row.simulations for row in rows if isinstance(row.simulations, int)]
 
 
 def _cycle(styles: Sequence[tuple[str, str]]):

@@ -20,7 +20,16 @@ import rich
 
 from data import problems, tokenizer
 from evaluation import report, statistics
-from evaluation.methods import Attempt, BestOfN, Greedy, Method, Player, Questions, Search
+from evaluation.methods import (
+    AnyMethod,
+    Attempt,
+    BestOfN,
+    Greedy,
+    Method,
+    Player,
+    Questions,
+    Search,
+)
 from models.language_model import LanguageModel
 from models.paired import PairedModel
 from train import checkpoints, config_json
@@ -37,7 +46,7 @@ class EvaluationConfig:
     """The model before it learned from search, for the methods that compare with it."""
     tasks: tuple[str, ...] = ("game24",)
     """Names of the problem sets (see data.problems)."""
-    methods: tuple[Greedy | BestOfN | Search, ...] = (Greedy(), Search(), BestOfN())
+    methods: tuple[AnyMethod, ...] = (Greedy(), Search(), BestOfN())
     """What is measured, in this order (see evaluation.standard)."""
     stage: str = ""
     """What the report calls this model, such as "round 2"."""
@@ -129,7 +138,8 @@ class _Players:
     """The models of the config by role, each loaded when it is first needed."""
 
     def __init__(self, config: EvaluationConfig):
-        self._paths = {"trained": config.checkpoint, "base": config.base_checkpoint}
+        # Without a base checkpoint no method asks for it (EvaluationConfig sees to that).
+        self._paths = {"trained": config.checkpoint, "base": config.base_checkpoint or ""}
 
     @functools.cache  # noqa: B019 (lives as long as one evaluation)
     def __call__(self, role: str) -> Player:

@@ -3,8 +3,9 @@
 import dataclasses
 import itertools
 from collections.abc import Sequence
+from typing import Any
 
-from evaluation.methods import BestOfN, Greedy, Method, Search
+from evaluation.methods import AnyMethod, BestOfN, Greedy, Search
 from search import gumbel
 
 
@@ -19,7 +20,7 @@ def standard_methods(
     has_base: bool = True,
     ablation_splits: Sequence[str] = ("test", "train"),
     ablation_limit: int | None = 100,
-) -> tuple[Method, ...]:
+) -> tuple[AnyMethod, ...]:
     """The table that every trained model gets.
 
     Args:
@@ -40,8 +41,8 @@ def standard_methods(
         )
         return Search(search=changed, max_moves=max_moves, **fields)
 
-    asked = {"split": split, "limit": limit}
-    methods: list[Method] = [Greedy(**asked)]
+    asked: dict[str, Any] = {"split": split, "limit": limit}
+    methods: list[AnyMethod] = [Greedy(**asked)]
     methods += [searched(n, **asked) for n in simulations]
     if compared not in simulations:
         methods.append(searched(compared, **asked))

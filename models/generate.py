@@ -7,7 +7,7 @@ changes what it says. (Near-ties apart: another batch size may round a logit dif
 import functools
 import math
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import jax
 import jax.numpy as jnp
@@ -15,7 +15,24 @@ import numpy as np
 from jaxtyping import Array, Float, Int, Key
 
 from data.tokenizer import Tokenizer
-from models.language_model import LanguageModel, Params
+from models.language_model import ModelOutputs, Params
+
+
+@runtime_checkable
+class CachedModel(Protocol):
+    """What sampling asks of a model, `LanguageModel` or other; it must be hashable."""
+
+    @property
+    def config(self) -> Any:
+        """Has a `vocab_size`."""
+
+    def prefill(
+        self, params: Params, tokens: Int[Array, "B T"], *, lengths: Int[Array, "B"], capacity: int
+    ) -> tuple[ModelOutputs, Any]: ...
+
+    def decode(
+        self, params: Params, cache: Any, token: Int[Array, "B"]
+    ) -> tuple[ModelOutputs, Any]: ...
 
 
 class Generated(NamedTuple):
@@ -77,7 +94,7 @@ def sample_token(
 
 
 def generate(
-    model: LanguageModel,
+    model: CachedModel,
     params: Params,
     tokens: Int[Array, "B T"],
     lengths: Int[Array, "B"],
@@ -170,7 +187,7 @@ def _generate(model, params, tokens, lengths, row_keys, *, max_new_tokens, stop_
 
 
 def generate_texts(
-    model: LanguageModel,
+    model: CachedModel,
     params: Params,
     tokenizer: Tokenizer,
     texts: Sequence[str],

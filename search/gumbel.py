@@ -20,27 +20,28 @@ from search import proposals, token_model
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class SearchConfig:
-    """One search per move.
-
-    num_simulations: per move; a tuple gives move i its own (the last one repeats).
-    max_considered_actions: m, root actions that Sequential Halving starts with (m < k). None: a
-      third of the simulations, at least 4 and less than k.
-    use_oracle: a finished text is worth what the checker says. Without it, its value.
-    use_value: leaves are worth the value head's estimate. Without it, 0.
-    value_scale, maxvisit_init, rescale_values: sigma(q) = (maxvisit_init + max visits) *
-      value_scale * q, with q first stretched to [0, 1] per node if rescale_values.
-    root_noise: root actions are sampled with Gumbel noise (training games), else the k likeliest.
-    """
+    """One search per move."""
 
     action: token_model.ActionConfig = token_model.ActionConfig()
+    """What one action is."""
     num_simulations: int | tuple[int, ...] = 50
+    """Simulations per move; of several numbers, move i takes its own (the last one repeats)."""
     max_considered_actions: int | None = None
+    """m, root actions that Sequential Halving starts with (m < k). None: a third of the
+    simulations, at least 4 and less than k."""
     use_oracle: bool = False
+    """A finished text is worth what the checker says. Without it, its value."""
     use_value: bool = True
+    """Leaves are worth the value head's estimate. Without it, 0."""
     value_scale: float = 0.1
+    """How far values move the policy: log p + sigma(q), where
+    sigma(q) = (maxvisit_init + max visits) * value_scale * q."""
     maxvisit_init: float = 50.0
+    """Weight of values in sigma before there are visits."""
     rescale_values: bool = False
+    """Stretch q to [0, 1] per node before sigma."""
     root_noise: bool = False
+    """Root actions are sampled with Gumbel noise (training games), else the k likeliest."""
 
     def simulations_at(self, move: int) -> int:
         if isinstance(self.num_simulations, int):
@@ -120,7 +121,9 @@ def _interior_action(rng_key, tree, node_index, depth, *, config):
     del rng_key, depth
     weights = improved_policy(tree, node_index, config)[:-1]
     visits = tree.children_visits[node_index]
-    return jnp.argmax(weights - visits / (1 + jnp.sum(visits))).astype(jnp.int32)
+    score = weights - visits / (1 + jnp.sum(visits))
+    is_present = tree.children_prior_logits[node_index] > -jnp.inf
+    return jnp.argmax(jnp.where(is_present, score, -jnp.inf)).astype(jnp.int32)
 
 
 def search(
@@ -183,6 +186,7 @@ def search(
         ),
         interior_action_selection_fn=functools.partial(_interior_action, config=config),
         num_simulations=num_simulations,
+        invalid_actions=1 - root.candidates.is_present.astype(jnp.int32),
         extra_data=mctx.GumbelMuZeroExtraData(root_gumbel=root.candidates.gumbel),
     )
     return _summarise(model, params, root, tree, config)

@@ -4,10 +4,12 @@ At the root they are drawn without replacement (stochastic beam search), elsewhe
 likeliest (beam search). The two are one algorithm: the noise is either Gumbel or zero.
 """
 
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 from flax import struct
-from jaxtyping import Array, Float
+from jaxtyping import Array, Bool, Float
 
 from models import cache as caches
 from models import language_model
@@ -19,14 +21,24 @@ class Candidates:
     """k continuations per row, best first.
 
     tokens: `[B, k, s]`, right-padded. lengths: `[B, k]`. log_probs: `[B, k]`, log p(tokens |
-    text), not renormalised over the k: what is missing to 1 is the rest. gumbel: `[B, k]`, the
-    noise g that ranked them by g + log p; zero without noise.
+    text), not renormalised over the k (what is missing to 1 is the rest), -inf where absent.
+    gumbel: `[B, k]`, the noise g that ranked them by g + log p; zero without noise.
     """
 
     tokens: Leaf
     lengths: Leaf
     log_probs: Leaf
     gumbel: Leaf
+
+    @property
+    def is_present(self) -> Bool[Array, "*B k"]:
+        return self.log_probs > -jnp.inf
+
+    def without_unlikely(self, min_probability: float) -> "Candidates":
+        """Gives log p = -inf to candidates below a probability, except to the likeliest one."""
+        best = jnp.max(self.log_probs, axis=-1, keepdims=True)
+        likely = self.log_probs >= jnp.minimum(best, jnp.log(min_probability))
+        return dataclasses.replace(self, log_probs=jnp.where(likely, self.log_probs, -jnp.inf))
 
 
 def propose(

@@ -177,15 +177,16 @@ def _position(
     tree = result.tree
     texts, parents = tree.embeddings, tree.parents[row]
     root = result.root_candidates
+    there = np.flatnonzero(root.log_probs[row] > -np.inf).tolist()
     position = records.Position(
         offset=offset,
         candidates=tuple(
-            tuple(ids[:n].tolist()) for ids, n in zip(root.tokens[row], root.lengths[row])
+            tuple(root.tokens[row, i, : root.lengths[row, i]].tolist()) for i in there
         ),
-        weights=tuple(result.weights[row].astype(float).tolist()),
-        visits=tuple(result.visits[row].tolist()),
+        weights=tuple(result.weights[row, [*there, -1]].astype(float).tolist()),
+        visits=tuple(result.visits[row, there].tolist()),
         root_value=float(result.value[row]),
-        prior=tuple(np.exp(root.log_probs[row]).astype(float).tolist()),
+        prior=tuple(np.exp(root.log_probs[row, there]).astype(float).tolist()),
     )
     number_of: dict[int, int] = {}
     columns: dict[str, list] = {f.name: [] for f in dataclasses.fields(records.Tree)}

@@ -26,23 +26,22 @@ Verify = Callable[[np.ndarray, np.ndarray, np.ndarray, np.ndarray], np.ndarray]
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class ActionConfig:
-    """What one action is.
-
-    kind: "token", or "step": a whole line.
-    num_candidates: k, actions per node.
-    opening_tokens: how many tokens of a line the search chooses; the model writes the rest
-      greedily. None: the whole line. (Tokens have nothing to complete.)
-    min_probability: less likely candidates are left out (but never the likeliest one). The value
-      of a text is only learned where play goes, so a search must not be lured to nonsense.
-    max_step_tokens: a longer line is a failure. max_completion_tokens: a longer text is a failure.
-    """
+    """What one action is."""
 
     kind: str = "step"
+    """One "token", or one "step": a whole line."""
     num_candidates: int = 16
+    """k, actions per node."""
     opening_tokens: int | None = None
+    """How many tokens of a line the search chooses; the model writes the rest greedily. None: the
+    whole line. (Tokens have nothing to complete.)"""
     min_probability: float = 0.0
+    """Less likely candidates are left out (but never the likeliest one). The value of a text is
+    only learned where play goes, so a search must not be lured to nonsense."""
     max_step_tokens: int = 12
+    """A longer line is a failure."""
     max_completion_tokens: int = 32
+    """A longer text is a failure."""
 
     def __post_init__(self):
         if self.kind not in ("token", "step"):

@@ -1,0 +1,143 @@
+import csv
+import dataclasses
+import io
+import itertools
+import json
+
+import pytest
+
+from evaluation import collect, plots, report
+from train.errors import DataError
+
+DESIGN_FIELDS = [
+    "task", "split", "stage", "method", "metric", "score", "low", "high", "n", "simulations",
+    "use_oracle", "use_value", "forward_passes_per_problem", "seconds_per_problem", "settings",
+]  # fmt: skip
+
+
+def make_row(**changes) -> report.Row:
+    fields = {
+        "task": "game24", "split": "test", "stage": "", "method": "search", "metric": "accuracy",
+        "score": 0.5, "low": 0.3, "high": 0.7, "n": 10, "simulations": 50, "use_oracle": False,
+        "use_value": True, "forward_passes_per_problem": 1234.5, "seconds_per_problem": 0.25,
+        "settings": {"limit": None},
+    }  # fmt: skip
+    return report.Row(**fields | changes)
+
+
+ROWS = (
+    make_row(method="greedy", simulations=None, use_value=False, forward_passes_per_problem=30.0),
+    make_row(simulations=16, score=0.4, seconds_per_problem=None),
+    make_row(),
+    make_row(simulations=(64, 8)),
+    make_row(use_oracle=True, use_value=False, split="train"),
+    make_row(method="search, base model", use_oracle=True),
+)
+
+
+def make_report(*rows: report.Row) -> report.Report:
+    return report.Report(command="python -m evaluation x", commit="abc", hardware="a", rows=rows)
+
+
+def test_report_json_has_the_fields_of_the_design_and_comes_back(tmp_path):
+    path = report.write(tmp_path, make_report(*ROWS))
+    raw = json.loads(path.read_text())
+    assert list(raw) == ["command", "commit", "hardware", "rows", "schema_version"]
+    assert raw["schema_version"] == 1
+    assert all(list(row) == DESIGN_FIELDS for row in raw["rows"])
+    assert report.read(path) == make_report(*ROWS)
+    names = ["accuracy.png", "report.json", "table.csv", "table.md"]
+    assert sorted(file.name for file in tmp_path.iterdir()) == names
+    assert (tmp_path / "accuracy.png").read_bytes().startswith(b"\x89PNG")
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [{"n": 1.5}, {"score": "1"}, {"use_oracle": 1}, {"simulations": "50"}, {"low": 0.6},
+     {"high": 1.2}, {"settings": None}],
+)  # fmt: skip
+def test_a_row_of_the_wrong_form_is_refused(changes):
+    with pytest.raises(DataError, match="Correct the row"):
+        make_row(**changes)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [lambda raw: raw.update(schema_version=2), lambda raw: raw["rows"][0].pop("low"),
+     lambda raw: raw["rows"][0].update(colour="red"), lambda raw: raw.pop("commit")],
+)  # fmt: skip
+def test_a_file_of_another_schema_is_refused(tmp_path, change):
+    path = report.write(tmp_path, make_report(*ROWS))
+    raw = json.loads(path.read_text())
+    change(raw)
+    path.write_text(json.dumps(raw))
+    with pytest.raises(DataError, match=r"report\.json"):
+        report.read(path)
+
+
+def test_markdown_has_a_line_per_row_and_the_origin():
+    lines = report.to_markdown(make_report(*ROWS)).splitlines()
+    table = [line for line in lines if line.startswith("|")]
+    assert len(table) == 2 + len(ROWS)
+    assert len({line.count("|") for line in table}) == 1
+    assert table[4] == (
+        "| search | test | 50 |  | yes | 50.0% | 30–70 | 10 | 1,234 | 0.250 |"
+    )  # fmt: skip
+    assert "`python -m evaluation x`, commit abc, a." in lines
+
+
+def test_markdown_shows_task_and_stage_only_where_they_differ():
+    assert "stage" not in report.to_markdown(make_report(*ROWS))
+    two = make_report(make_row(stage="round 1"), make_row(stage="round 2"))
+    assert "| round 2 | search |" in report.to_markdown(two)
+
+
+def test_csv_holds_every_field():
+    lines = list(csv.DictReader(io.StringIO(report.to_csv(make_report(*ROWS)))))
+    assert len(lines) == len(ROWS)
+    assert list(lines[0]) == DESIGN_FIELDS
+    assert lines[3]["simulations"] == "64, 8"
+    assert json.loads(lines[0]["settings"]) == {"limit": None}
+
+
+def test_labels_of_a_plot_keep_their_distance():
+    heights = [1.0, 0.99, 0.98, 0.5, 0.03, 0.02, 0.0]
+    placed = plots.spread(heights, gap=0.05)
+    assert placed[3] == 0.5
+    ordered = sorted(placed)
+    assert all(b - a >= 0.05 - 1e-9 for a, b in itertools.pairwise(ordered))
+    assert ordered[0] >= 0 and ordered[-1] <= 1
+    assert sorted(range(7), key=lambda i: -placed[i]) == list(range(7))
+
+
+def write_run(folder, *rows):
+    report.write(folder / "report", make_report(*rows))
+    return folder
+
+
+def test_collect_averages_rows_of_equal_runs(tmp_path):
+    scores = (0.4, 0.5, 0.6)
+    runs = [write_run(tmp_path / str(s), make_row(score=s), ROWS[0]) for s in scores]
+    combined = collect.collect(runs)
+    first, second = combined.rows
+    assert first.score == pytest.approx(0.5)
+    assert first.settings["scores"] == list(scores)
+    assert first.low < 0.3 and first.high > 0.7  # Student's interval of these three is wider
+    assert first.seconds_per_problem == pytest.approx(0.25)
+    assert dataclasses.replace(second, settings={}, low=0, high=1) == dataclasses.replace(
+        ROWS[0], settings={}, low=0, high=1
+    )
+
+
+def test_collect_takes_the_last_evaluation_of_a_pipeline(tmp_path):
+    write_run(tmp_path / "stages" / "02-before", make_row(score=0.4))
+    last = write_run(tmp_path / "stages" / "07-after", make_row())
+    assert collect.find_report(tmp_path) == last / "report" / "report.json"
+
+
+def test_collect_refuses_runs_that_measured_other_things(tmp_path):
+    runs = [write_run(tmp_path / "a", make_row()), write_run(tmp_path / "b", make_row(n=11))]
+    with pytest.raises(DataError, match="one config"):
+        collect.collect(runs)
+    with pytest.raises(DataError, match="has none"):
+        collect.collect([tmp_path / "c"])

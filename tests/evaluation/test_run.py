@@ -1,0 +1,352 @@
+"""Evaluations of a model too small to solve anything, and of attempts that are made up."""
+
+import dataclasses
+import json
+from types import SimpleNamespace
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from data import problems, tokenizer
+from evaluation import methods, report, run, standard
+from evaluation.methods import Attempt, BestOfN, Greedy, Search
+from models.language_model import LanguageModel
+from models.paired import PairedModel
+from models.transformer import TransformerConfig
+from search import gumbel, token_model
+from train import checkpoints
+from train.errors import ConfigError, Preempted
+from train.stopping import StopFlag
+
+TOKENIZER = tokenizer.load_tokenizer("game24")
+MODEL = TransformerConfig(
+    vocab_size=TOKENIZER.vocab_size, width=16, num_layers=1, num_heads=2, head_dim=8,
+    value_head_width=8,
+)  # fmt: skip
+TINY_SEARCH = gumbel.SearchConfig(
+    action=token_model.ActionConfig(num_candidates=3, max_step_tokens=2, max_completion_tokens=4),
+    num_simulations=4,
+)
+
+
+def save_model(path, seed: int) -> str:
+    metadata = checkpoints.Metadata(
+        model=MODEL,
+        tokenizer="game24",
+        tokenizer_fingerprint=TOKENIZER.fingerprint,
+        data_hash="",
+    )
+    params = LanguageModel(MODEL).init(jax.random.key(seed))
+    checkpoints.save_params(path, params, metadata, dtype="float32")
+    return str(path)
+
+
+@pytest.fixture(scope="session")
+def saved(tmp_path_factory):
+    """Checkpoints "trained" and "base" by the name of their config field."""
+    folder = tmp_path_factory.mktemp("models")
+    return {
+        "checkpoint": save_model(folder / "trained", 0),
+        "base_checkpoint": save_model(folder / "base", 1),
+    }
+
+
+@pytest.fixture(scope="session")
+def player(saved):
+    return run._Players(run.EvaluationConfig(**saved))("trained")
+
+
+@pytest.mark.slow
+def test_an_evaluation_writes_answers_and_a_report(saved, tmp_path):
+    config = run.EvaluationConfig(
+        **saved,
+        batch_size=1,
+        methods=(
+            Greedy(limit=2, max_completion_tokens=4),
+            Search(limit=2, search=TINY_SEARCH, max_moves=2),
+            BestOfN(limit=2, match="search-4", max_completion_tokens=4),
+            Search(limit=2, search=TINY_SEARCH, max_moves=2, model="base_prior"),
+        ),
+    )
+    path = run.run(config, tmp_path, resume=False, stop=StopFlag())
+    found = report.read(path)
+    assert [(row.method, row.simulations) for row in found.rows] == [
+        ("greedy", None),
+        ("search", 4),
+        ("best-of-n, value-chosen", None),
+        ("best-of-n, checker-chosen (pass@n)", None),
+        ("search, base prior, trained value", 4),
+    ]
+    assert all(row.n == 2 and row.score == 0 and row.high > 0.5 for row in found.rows)
+    assert all(row.seconds_per_problem > 0 for row in found.rows)
+    names = sorted(file.name for file in (tmp_path / "samples").iterdir())
+    assert names == [
+        "game24-test-best-of-n-search-4.jsonl",
+        "game24-test-greedy.jsonl",
+        "game24-test-search-4-base-prior.jsonl",
+        "game24-test-search-4.jsonl",
+    ]
+    answers = run.read_answers(tmp_path / "samples" / "game24-test-search-4.jsonl")
+    assert [a.id for a in answers] == [
+        p.prompt.id for p in problems.load_problems("game24", "test")[:2]
+    ]
+    spent = found.rows[1].forward_passes_per_problem
+    assert spent - 4 <= found.rows[2].forward_passes_per_problem <= spent
+
+
+def test_best_of_n_spends_what_it_is_given_and_no_more(player):
+    asked = problems.load_problems("game24", "test")[:2]
+    questions = methods.Questions(
+        task="game24", numbers=(0, 1), prompts=[p.prompt for p in asked], budgets=(60, 2000)
+    )
+    few, many = BestOfN(max_completion_tokens=4).play(player, questions)
+    assert 56 < few.evaluations <= 60 and 1996 < many.evaluations <= 2000
+    assert 1 < few.num_samples < many.num_samples
+    alone = dataclasses.replace(questions, numbers=(1,), prompts=[asked[1].prompt], budgets=(2000,))
+    again = BestOfN(max_completion_tokens=4).play(player, alone)
+    assert again == [many]
+
+
+def test_best_of_n_chooses_the_finished_text_of_the_highest_value(player):
+    eos, prompt = TOKENIZER.eos_id, TOKENIZER.encode("4 5 6 10\n")
+    texts = [(*TOKENIZER.encode(words), eos) for words in ("4 + 5", "6 + 10", "4", "5 5")]
+    values = player.values([(*prompt, *ids) for ids in texts], width=20)
+    want = player.model.outputs(player.params, jnp.array([[*prompt, *texts[1]]])).value[0, -1]
+    assert values[1] == pytest.approx(float(want), abs=1e-6)
+    unfinished = tuple(TOKENIZER.encode("6 6"))
+    attempt = BestOfN()._choose(player, prompt, [unfinished, *texts, texts[0]])
+    best = int(np.argmax(values))
+    assert attempt.finished and attempt.value == pytest.approx(max(values))
+    assert attempt.completion == TOKENIZER.decode(texts[best])
+    assert len(attempt.others) == 3 and TOKENIZER.decode(unfinished) not in attempt.others
+    assert attempt.num_samples == 6
+    assert not BestOfN()._choose(player, prompt, [unfinished]).finished
+
+
+# ------------------------------------------------------------------ the checker comes afterwards
+
+
+@pytest.fixture
+def watched(monkeypatch):
+    """A problem set whose checker raises while a method is playing."""
+    state = SimpleNamespace(playing=False, checked=0)
+
+    def checker(completion: str) -> bool:
+        if state.playing:
+            raise AssertionError("checked while searching")
+        state.checked += 1
+        return True
+
+    def load(split):
+        prompt = problems.Prompt(id="watched/0", split=split, text="4 5 6 10\n")
+        return [problems.Problem(prompt=prompt, checker=checker)]
+
+    def play(self, *arguments, original=Search.play):
+        state.playing = True
+        try:
+            return original(self, *arguments)
+        finally:
+            state.playing = False
+
+    monkeypatch.setitem(problems._BY_NAME, "watched", load)
+    monkeypatch.setattr(Search, "play", play)
+    return state
+
+
+def watched_answers(player, tmp_path, use_oracle: bool) -> list[run.Answer]:
+    # Every token is a candidate and is visited, the end of the text among them.
+    size = TOKENIZER.vocab_size
+    search = gumbel.SearchConfig(
+        action=token_model.ActionConfig(
+            kind="token", num_candidates=size, max_completion_tokens=2
+        ),
+        num_simulations=size,
+        max_considered_actions=size,
+        use_oracle=use_oracle,
+    )  # fmt: skip
+    return run.answer_all(
+        Search(search=search, max_moves=1),
+        lambda role: player,
+        "watched",
+        tmp_path / "answers.jsonl",
+        budgets=None,
+        batch_size=1,
+        resume=False,
+        stop=None,
+    )
+
+
+def test_a_search_without_the_oracle_never_asks_the_checker(player, tmp_path, watched):
+    (answer,) = watched_answers(player, tmp_path, use_oracle=False)
+    assert answer.id == "watched/0"
+
+
+def test_a_search_with_the_oracle_does(player, tmp_path, watched):
+    with pytest.raises(Exception, match="checked while searching"):
+        watched_answers(player, tmp_path, use_oracle=True)
+
+
+def test_questions_carry_no_checker(monkeypatch, tmp_path):
+    def play(self, player, questions):
+        assert all(type(prompt) is problems.Prompt for prompt in questions.prompts)
+        return [made_up("1")]
+
+    monkeypatch.setattr(Greedy, "play", play)
+    assert answer(Greedy(limit=1), tmp_path) != []
+
+
+# ---------------------------------------------------------------------- attempts become numbers
+
+
+def made_up(completion: str, finished: bool = True, others: tuple[str, ...] = ()) -> Attempt:
+    return Attempt(
+        completion=completion, finished=finished, value=0.5, others=others, evaluations=20
+    )
+
+
+def answer(method, folder, **changes) -> list[run.Answer]:
+    options = {"budgets": None, "batch_size": 2, "resume": False, "stop": None} | changes
+    return run.answer_all(method, lambda role: None, "game24", folder / "a.jsonl", **options)
+
+
+RIGHT = "10 - 4 = 6 left 5 6 6\n5 * 6 = 30 left 6 30\n30 - 6 = 24"
+WRONG = "10 - 4 = 6 left 5 6 6\n5 * 6 = 24"
+
+
+@pytest.mark.parametrize(
+    ("attempt", "correct", "solved_by_any"),
+    [
+        (made_up(RIGHT), True, True),
+        (made_up(WRONG), False, False),
+        (made_up(RIGHT, finished=False), False, False),
+        (made_up(WRONG, others=(WRONG, RIGHT)), False, True),
+    ],
+)
+def test_an_attempt_is_right_if_finished_and_the_checker_says_so(attempt, correct, solved_by_any):
+    checked = run.check(problems.game24_problem((4, 5, 6, 10)), attempt, None)
+    assert (checked.correct, checked.solved_by_any) == (correct, solved_by_any)
+
+
+def test_rows_count_the_right_answers(monkeypatch, tmp_path):
+    attempts = [made_up(RIGHT), made_up(WRONG, others=(RIGHT,)), made_up(WRONG), made_up(WRONG)]
+    answers = [run.check(problems.game24_problem((4, 5, 6, 10)), a, 0.5) for a in attempts]
+    answers[0] = dataclasses.replace(answers[0], seconds=None)
+    (row,) = run.make_rows(Greedy(), answers, "game24", "round 1")
+    assert (row.score, row.n, row.stage, row.seconds_per_problem) == (0.25, 4, "round 1", 0.5)
+    assert row.low == pytest.approx(0.0456, abs=1e-4)
+    by_value, by_checker = run.make_rows(BestOfN(), answers, "game24", "")
+    assert (by_value.score, by_checker.score) == (0.25, 0.5)
+    assert json.dumps(row.settings)
+
+
+def test_an_evaluation_that_was_stopped_continues_with_the_next_batch(monkeypatch, tmp_path):
+    asked: list[int] = []
+
+    def play(self, player, questions):
+        asked.extend(questions.numbers)
+        return [made_up(f"answer {number}") for number in questions.numbers]
+
+    monkeypatch.setattr(Greedy, "play", play)
+    whole = answer(Greedy(limit=5), tmp_path / "whole")
+    assert asked == [0, 1, 2, 3, 4, 4]  # the last batch is filled up
+    asked.clear()
+    stop = StopFlag()
+    with monkeypatch.context() as patch:
+        patch.setattr(
+            run, "write_answers", lambda *a, f=run.write_answers: (f(*a), stop.request("test"))
+        )
+        with pytest.raises(Preempted, match="problem 2 of 5"):
+            answer(Greedy(limit=5), tmp_path / "part", stop=stop)
+    continued = answer(Greedy(limit=5), tmp_path / "part", resume=True)
+    assert asked == [0, 1, 2, 3, 4, 4]
+    without_time = [
+        [dataclasses.replace(a, seconds=None) for a in answers] for answers in (whole, continued)
+    ]
+    assert without_time[0] == without_time[1]
+    assert [a.seconds is None for a in continued] == [True, True, True, True, False]
+    assert [a.completion for a in continued] == [f"answer {n}" for n in range(5)]
+
+
+# ------------------------------------------------------------------------------------- configs
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"methods": (Greedy(), Greedy())}, "is twice"),
+        ({"methods": (Greedy(), Greedy(split="train"), Greedy(label="other"))}, None),
+        ({"methods": (BestOfN(),)}, "earlier search"),
+        ({"methods": (Search(), BestOfN(limit=3))}, "earlier search"),
+        ({"methods": (Greedy(model="base"),)}, "base_checkpoint"),
+        ({"methods": ()}, "methods"),
+        ({"batch_size": 0}, "batch size"),
+    ],
+)
+def test_a_config_says_what_does_not_fit(fields, message):
+    if message is None:
+        run.EvaluationConfig(checkpoint="x", **fields)
+        return
+    with pytest.raises(ConfigError, match=message):
+        run.EvaluationConfig(checkpoint="x", **fields)
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda: Greedy(limit=0),
+        lambda: Greedy(label="Best one"),
+        lambda: Search(search=gumbel.SearchConfig(root_noise=True)),
+        lambda: Search(search=gumbel.SearchConfig(num_simulations=0)),
+    ],
+)
+def test_a_method_says_what_does_not_fit(make):
+    with pytest.raises(ConfigError, match="got"):
+        make()
+
+
+def test_the_standard_table_is_one_valid_config():
+    search = gumbel.SearchConfig(use_oracle=True, root_noise=True, value_scale=1.0)
+    made = standard.standard_methods(search=search)
+    config = run.EvaluationConfig(checkpoint="x", base_checkpoint="y", methods=made)
+    names = [(method.split, method.name) for method in config.methods]
+    for wanted in ("greedy", "search-16", "search-400", "best-of-n-search-50", "greedy-base",
+                   "search-50-base-prior", "search-50-oracle-no-value-base", "search-50-oracle",
+                   "search-50-no-value", "search-50-oracle-no-value"):  # fmt: skip
+        assert ("test", wanted) in names
+    assert ("train", "search-50") in names and len(names) == len(set(names))
+    searches = [method.search for method in made if isinstance(method, Search)]
+    assert all(s.value_scale == 1.0 and not s.root_noise for s in searches)
+
+
+# --------------------------------------------------------------------------------- two models
+
+
+def test_a_pair_takes_the_next_token_from_one_and_the_value_from_the_other():
+    other = dataclasses.replace(MODEL, width=8, num_layers=2, num_heads=1)
+    pair = PairedModel(MODEL, other)
+    ours, theirs = pair.models
+    params = {"policy": ours.init(jax.random.key(0)), "value": theirs.init(jax.random.key(1))}
+    tokens = jax.random.randint(jax.random.key(2), (2, 7), 0, MODEL.vocab_size)
+    want_policy = ours.outputs(params["policy"], tokens)
+    want_value = theirs.outputs(params["value"], tokens)
+
+    def assert_equal(got, row):
+        np.testing.assert_allclose(got.logits, want_policy.logits[:, row], atol=1e-5)
+        np.testing.assert_allclose(got.value, want_value.value[:, row], atol=1e-6)
+
+    lengths = jnp.array([4, 4])
+    out, cache = pair.prefill(params, tokens[:, :4], lengths=lengths, capacity=8)
+    assert_equal(out, slice(0, 4))
+    lanes = pair.empty_lanes(2, 3, 2)
+    lane_out, _ = pair.branch(params, cache, lanes, jnp.repeat(tokens[:, 4:5], 3, axis=1))
+    assert_equal(jax.tree.map(lambda x: x[:, 1], lane_out), 4)
+    out, cache = pair.decode(params, cache, tokens[:, 4])
+    assert_equal(out, 4)
+    assert not np.allclose(want_policy.value, want_value.value)
+
+
+def test_a_pair_needs_one_vocabulary():
+    with pytest.raises(ValueError, match="one vocabulary"):
+        PairedModel(MODEL, dataclasses.replace(MODEL, vocab_size=5))
