@@ -228,7 +228,8 @@ def _stages_as_fields(pipeline: Pipeline) -> Any:
     stages = dataclasses.make_dataclass(
         "Stages", [(s.name, type(s.config)) for s in pipeline.stages], frozen=True
     )
-    seed = ("seed", int, 0)
+    seed_help = tyro.conf.arg(help="Moves the seeds of all stages: adds 1000 times this to each.")
+    seed = ("seed", Annotated[int, seed_help], 0)
     wrapper = dataclasses.make_dataclass(
         "PipelineOverrides", [("stages", stages), seed], frozen=True
     )

@@ -47,22 +47,21 @@ class Source(Protocol):
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class LegalPlaySource:
-    """Random legal play of Game of 24 (see `data.game24.legal_plays`); never a test puzzle.
-
-    Attributes:
-      num_plays: plays generated, once; later epochs see the same plays in another order.
-      num_numbers, max_number: what a play begins with; (4, 13) is the game, (3, 99) and (2, 99)
-        are its later states.
-      loss: tokens that count: "completion" all after the prompt, "results" only what follows
-        "=" up to the line's end (arithmetic without a preference for any move), "all".
-    """
+    """Random legal play of Game of 24 (see `data.game24.legal_plays`); never a test puzzle."""
 
     weight: float = 1.0
+    """Share of the rows of a mixture, against the other weights."""
     num_plays: int = 320_000
+    """Plays generated, once; later epochs see the same plays in another order."""
     seed: int = 0
+    """Decides the plays."""
     num_numbers: int = 4
+    """How many numbers a play begins with: 4 is the game, 3 and 2 are its later states."""
     max_number: int = game24.LARGEST_GIVEN
+    """Largest number a play begins with: 13 is the game, 99 reaches its later states."""
     loss: Loss = "completion"
+    """Tokens that count: "completion" all after the prompt, "results" only what follows "=" up to
+    the line's end (arithmetic without a preference for any move), "all"."""
 
     def documents(self, tokenizer: Tokenizer, length: int) -> Documents:
         native = load_tokenizer("game24")
@@ -83,17 +82,16 @@ class LegalPlaySource:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class TextFileSource:
-    """A UTF-8 text file (or `.xz`), cut into documents and these into windows.
-
-    Attributes:
-      path: a file, or the name of one that `data.files.find` knows.
-      separator: text between documents; None makes the file one document.
-    """
+    """A UTF-8 text file (or `.xz`), cut into documents and these into windows."""
 
     path: str
+    """A file, or the name of one that `data.files.find` knows."""
     weight: float = 1.0
+    """Share of the rows of a mixture, against the other weights."""
     separator: str | None = None
+    """Text between documents; None makes the file one document."""
     loss: Loss = "all"
+    """Tokens that count: "all"; a text file has no prompts."""
 
     def documents(self, tokenizer: Tokenizer, length: int) -> Documents:
         text = read_text(self.path)
@@ -106,18 +104,19 @@ class TextFileSource:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class RecordTextSource:
-    """The texts of searched games, from a folder of record shards.
-
-    Attributes:
-      include: "solved" games or "all".
-      from_leaves: also every finished text that the search reached, under the same rule.
-    """
+    """The texts of searched games, from a folder of record shards."""
 
     path: str
+    """Folder of record shards."""
     weight: float = 1.0
+    """Share of the rows of a mixture, against the other weights."""
     include: Literal["solved", "all"] = "solved"
+    """Which games: "solved" ones or "all"."""
     from_leaves: bool = False
+    """Also every finished text that the search reached, under the same rule."""
     loss: Loss = "completion"
+    """Tokens that count: "completion" all after the prompt, "results" only what follows "=" up to
+    the line's end, "all"."""
 
     def documents(self, tokenizer: Tokenizer, length: int) -> Documents:
         texts: dict[tuple[str, str], None] = {}  # a dictionary keeps the order and drops repeats
@@ -132,19 +131,20 @@ class RecordTextSource:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class TfdsSource:
-    """A tfds dataset whose examples have the texts `prompt` and `completion`.
-
-    Attributes:
-      name: dataset and config, such as "game24/legal_play" (`data.builders`); prepared on first
-        use, as ArrayRecord files.
-      data_dir: where tfds keeps datasets; None is its own default.
-    """
+    """A tfds dataset whose examples have the texts `prompt` and `completion`."""
 
     name: str
+    """Dataset and config, such as "game24/legal_play" (`data.builders`); prepared on first use, as
+    ArrayRecord files."""
     split: str = "train"
+    """Which of its splits."""
     data_dir: str | None = None
+    """Where tfds keeps datasets; None is its own default."""
     weight: float = 1.0
+    """Share of the rows of a mixture, against the other weights."""
     loss: Loss = "completion"
+    """Tokens that count: "completion" all after the prompt, "results" only what follows "=" up to
+    the line's end, "all"."""
 
     def documents(self, tokenizer: Tokenizer, length: int) -> Documents:
         examples = builders.data_source(self.name, self.split, self.data_dir)

@@ -33,43 +33,44 @@ Folders = list[list[SearchRecord]]
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class RecordSource:
-    """A folder of record shards; its share of the rows is its weight."""
+    """A folder of record shards."""
 
     path: str
+    """The folder; "stage:NAME/records" in a pipeline."""
     weight: float = 1.0
+    """Share of the rows, against the other weights."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class HybridConfig:
-    """What is taken from search records, and the shapes of the batches.
-
-    Attributes:
-      records: folders of records, for instance one per round.
-      policy_batch, value_batch, text_batch: rows of each part; 0 leaves the part out.
-      prefix_tokens: T of policy rows: the longest prompt and completion before a move.
-      num_candidates: k; of more candidates the ones of largest weight are kept.
-      candidate_tokens: s, the longest move.
-      path_tokens: T of value rows: the longest prompt and completion.
-      policy_from: "all" positions, or only those below which a "solved" text is known.
-      value_from: "outcome" labels played positions and finished texts with how they ended;
-        "tree" adds the nodes of the trees and lets solved texts anywhere below decide.
-      value_min_explored: a tree node below which nothing solved was found is labelled 0 only if
-        the search knows the end of this share of the model's continuations from there.
-      label_once: label a state in only one of the rows that pass through it.
-    """
+    """What is taken from search records, and the shapes of the batches."""
 
     records: tuple[RecordSource, ...]
+    """Folders of records, for instance one per round."""
     policy_batch: int = 64
+    """Rows that teach the policy; 0 leaves the part out."""
     value_batch: int = 64
+    """Rows that teach the value; 0 leaves the part out."""
     text_batch: int = 64
+    """Rows of text; 0 leaves the part out."""
     prefix_tokens: int = 32
+    """T of policy rows: the longest prompt and completion before a move."""
     num_candidates: int = 16
+    """k; of more candidates the ones of largest weight are kept."""
     candidate_tokens: int = 12
+    """s, the longest move."""
     path_tokens: int = 32
+    """T of value rows: the longest prompt and completion."""
     policy_from: Literal["all", "solved"] = "all"
+    """Positions: "all", or only those below which a "solved" text is known."""
     value_from: Literal["outcome", "tree"] = "tree"
+    """Labels: "outcome" labels played positions and finished texts with how they ended; "tree"
+    adds the nodes of the trees and lets solved texts anywhere below decide."""
     value_min_explored: float = 0.6
+    """A tree node below which nothing solved was found is labelled 0 only if the search knows the
+    end of this share of the model's continuations from there."""
     label_once: bool = True
+    """Label a state in only one of the rows that pass through it."""
 
 
 @dataclasses.dataclass(frozen=True)

@@ -17,21 +17,19 @@ from models import layers
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class AttentionConfig:
-    """How scores become weights.
-
-    kind: "softmax", or "taylor": exp replaced by a polynomial of degree `order`.
-    order: 0..8, of the polynomial.
-    coefficients: "taylor", or "minimax": the best fit to exp for scores in [-radius, radius].
-    normalize_query_key: unit-length queries and keys with a learned temperature per head.
-    radius: upper bound of the temperature, and so of |score|, with normalize_query_key. Odd orders
-      need one below the root of their polynomial, where weights turn negative.
-    """
+    """How scores become weights."""
 
     kind: Literal["softmax", "taylor"] = "softmax"
+    """Weights by "softmax", or by "taylor": exp replaced by a polynomial of degree `order`."""
     order: int = 2
+    """Degree of the polynomial, 0 to 8."""
     coefficients: Literal["taylor", "minimax"] = "taylor"
+    """The polynomial: "taylor", or "minimax", the best fit to exp for scores up to |radius|."""
     normalize_query_key: bool = False
+    """Unit-length queries and keys with a learned temperature per head."""
     radius: float | None = None
+    """Upper bound of the temperature, and so of |score|, with normalize_query_key. Odd orders need
+    one below the root of their polynomial, where weights turn negative."""
 
     def __post_init__(self):
         if self.radius is not None and not (self.normalize_query_key and self.radius > 0):

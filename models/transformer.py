@@ -16,29 +16,36 @@ MAX_TAYLOR_FEATURES = 20_000  # times head_dim floats per head, layer and row
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class TransformerConfig:
-    """Shape of a decoder-only transformer: RMSNorm before each part, rotary positions, no biases.
-
-    num_kv_heads: fewer than num_heads gives grouped-query attention (None: equal).
-    mlp_width: hidden units of the MLP (None: 8/3 of the width for SwiGLU, 4 times otherwise).
-    value_head_width: hidden units of the value head.
-    dtype: of activations; parameters, attention scores, logits and values are float32.
-    remat: recompute each block in the backward pass instead of keeping its activations.
-    """
+    """Shape of a decoder-only transformer: RMSNorm before each part, rotary positions, no bias."""
 
     vocab_size: int
+    """Rows of the embedding; at least the tokens of the tokenizer."""
     width: int
+    """Channels of the residual stream."""
     num_layers: int
+    """Blocks of attention and MLP."""
     num_heads: int
+    """Query heads of an attention layer."""
     head_dim: int
+    """Channels of a head, an even number."""
     num_kv_heads: int | None = None
+    """Key and value heads: fewer than num_heads gives grouped-query attention; None: equal."""
     mlp_width: int | None = None
+    """Hidden units of the MLP; None: 8/3 of the width for SwiGLU, 4 times otherwise."""
     mlp: layers.MlpKind = "swiglu"
+    """Nonlinearity of the MLP: "swiglu" has a gate, "relu_squared" has none."""
     attention: AttentionConfig = AttentionConfig()
+    """How scores become weights."""
     tie_embeddings: bool = True
+    """Whether the embedding also makes the next-token logits."""
     rope_base: float = 10_000.0
+    """Base of the rotary positions: from 1 down to nearly 1/base radians per token."""
     value_head_width: int = 64
+    """Hidden units of the value head."""
     dtype: str = "float32"
+    """Of activations; parameters, attention scores, logits and values are float32."""
     remat: bool = False
+    """Recompute each block in the backward pass instead of keeping its activations."""
 
     def __post_init__(self):
         if self.head_dim % 2:

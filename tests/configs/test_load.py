@@ -1,4 +1,5 @@
 import dataclasses
+import itertools
 import json
 import subprocess
 import sys
@@ -217,6 +218,16 @@ def test_every_config_loads_and_survives_json(name):
     assert again == config
     assert config_json.sha256(again) == config_json.sha256(config)
     assert load.override(config, [], program="train", name=name)[0] == config
+
+
+@pytest.mark.parametrize("name", load.names())
+def test_help_explains_every_field_of_every_config(name, capsys):
+    with pytest.raises(SystemExit):
+        load.override(load.find(name), ["--help"], program="train", name=name)
+    lines = [line.strip(" │|") for line in capsys.readouterr().out.splitlines()]
+    described = [pair for pair in itertools.pairwise(lines) if pair[0].startswith("--")]
+    assert len(described) > 10
+    assert [flag for flag, text in described if text.startswith(("(default:", "(required)"))] == []
 
 
 def test_an_unknown_config_exits_with_2_in_one_line(repository_root):
