@@ -24,7 +24,6 @@ from data.game24_checker import check
 
 TARGET = 24
 LARGEST_GIVEN = 13
-LARGEST_WIDE = 20
 LARGEST_INTERMEDIATE = 99
 SPLITS = ("train", "validation", "test")
 
@@ -40,7 +39,6 @@ __all__ = [
     "solvable",
     "split",
     "test_puzzles",
-    "wide_puzzles",
 ]
 
 _TEST_LIST = pathlib.Path(__file__).with_name("game24_test.txt")
@@ -125,18 +123,6 @@ def split(name: str) -> tuple[Numbers, ...]:
     random.Random(_SPLIT_SEED).shuffle(others)
     half = len(others) // 2
     return tuple(others[:half] if name == "train" else others[half:])
-
-
-@functools.cache
-def wide_puzzles() -> tuple[Numbers, ...]:
-    """4,344 solvable multisets of four numbers 1..20, at least one above 13, in a fixed shuffle.
-
-    None of them is a puzzle of `split`: more to practise on, where the 631 of "train" are too few.
-    """
-    multisets = itertools.combinations_with_replacement(range(1, LARGEST_WIDE + 1), 4)
-    wide = [n for n in multisets if n[-1] > LARGEST_GIVEN and solvable(n)]
-    random.Random(_SPLIT_SEED).shuffle(wide)
-    return tuple(wide)
 
 
 # ------------------------------------------------------------------------ random legal play

@@ -59,23 +59,14 @@ def _load_game24(split: str) -> list[Problem]:
     return [_game24_problem(numbers, split) for numbers in game24.split(split)]
 
 
-def _load_game24_wide(split: str) -> list[Problem]:
-    if split != "train":
-        raise DataError(f'game24_wide is for training: its only split is "train"; got {split!r}.')
-    return [_game24_problem(numbers, split) for numbers in game24.wide_puzzles()]
-
-
-_BY_NAME: dict[str, Callable[[str], list[Problem]]] = {
-    "game24": _load_game24,
-    "game24_wide": _load_game24_wide,
-}
+_BY_NAME: dict[str, Callable[[str], list[Problem]]] = {"game24": _load_game24}
 
 
 def load_problems(name: str, split: str) -> list[Problem]:
     """All problems of a split, in a fixed order.
 
     Args:
-      name: "game24", or "game24_wide" (larger numbers, only to train on).
+      name: "game24".
       split: "train", "validation" or "test".
 
     Raises:

@@ -1,5 +1,6 @@
 """The search against stock mctx over every action, against hand-made numbers and against theory."""
 
+import dataclasses
 import types
 
 import jax
@@ -199,6 +200,36 @@ def test_terminal_reward_and_discount_by_hand():
     np.testing.assert_allclose(result.qvalues, [[2 / 3, 0.0]], rtol=1e-6)
     assert int(result.action[0]) == 0 and int(result.child.tokens[0, 0]) == 1
     np.testing.assert_allclose(result.tree.node_values[0, 0], 2 / 7, rtol=1e-6)
+
+
+def test_absent_candidates_are_never_visited():
+    """A forbidden action, at the root or below, stays unvisited and has no weight; its mass is in
+    the rest."""
+    rng = np.random.default_rng(1)
+    table = random_table(rng, batch=3, root_actions=5, k=5, depth=3)
+    forbidden = np.array([False, True, False, False, True])
+
+    class Cut(TableModel):
+        def propose(self, params, state, rng_key=None):
+            state = super().propose(params, state, rng_key)
+            log_probs = jnp.where(forbidden, -jnp.inf, state.candidates.log_probs)
+            candidates = dataclasses.replace(state.candidates, log_probs=log_probs)
+            return dataclasses.replace(state, candidates=candidates)
+
+    cut = Cut(**{field.name: getattr(table, field.name) for field in dataclasses.fields(table)})
+    result = gumbel.search(
+        cut,
+        None,
+        cut.root(3),
+        jax.random.key(0),
+        num_simulations=30,
+        config=gumbel.SearchConfig(max_considered_actions=4),
+    )
+    visits = np.asarray(result.tree.children_visits)
+    assert visits[:, 0].sum() == 90 and not visits[..., forbidden].any()
+    np.testing.assert_array_equal(result.weights[:, :-1][:, forbidden], 0.0)
+    assert np.all(np.asarray(result.weights[:, -1]) > 0.01)
+    assert not forbidden[np.asarray(result.action)].any()
 
 
 def test_oracle_without_checker_is_refused():

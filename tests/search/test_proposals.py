@@ -74,6 +74,17 @@ def test_without_noise_they_are_likely_ones_with_exact_probabilities():
     np.testing.assert_array_equal(found.gumbel, 0.0)
 
 
+def test_unlikely_candidates_are_left_out_but_never_all():
+    found = propose(k=16)
+    cut = found.without_unlikely(0.05)
+    np.testing.assert_array_equal(cut.is_present, np.exp(found.log_probs) >= 0.05)
+    assert 1 < int(cut.is_present.sum()) < cut.is_present.size
+    kept = np.asarray(cut.is_present)
+    np.testing.assert_array_equal(cut.log_probs[kept], found.log_probs[kept])
+    np.testing.assert_array_equal(found.without_unlikely(1.0).is_present.sum(axis=1), [1, 1])
+    np.testing.assert_array_equal(found.without_unlikely(0.0).is_present, True)
+
+
 def test_with_noise_they_are_a_sample_without_replacement():
     """Inclusion frequencies over 4,000 draws equal those of Gumbel-top-k over all continuations,
     the first is a sample of the model, and the reported noise has the mean of those that win."""

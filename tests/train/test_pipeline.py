@@ -84,6 +84,25 @@ EXPECTED = [
 ]
 
 
+def test_reseed_moves_every_seed_and_nothing_else():
+    @dataclass(frozen=True)
+    class Seeded:
+        seed: int
+        steps: int = 3
+
+    @dataclass(frozen=True)
+    class Seedless:
+        steps: int = 5
+
+    stages = (
+        pipeline.Stage(name="a", command="train", config=Seeded(7)),
+        pipeline.Stage(name="b", command="train", config=Seedless()),
+    )
+    moved = pipeline.reseed(pipeline.Pipeline(stages=stages), 2)
+    assert [stage.config for stage in moved.stages] == [Seeded(2007), Seedless()]
+    assert pipeline.reseed(moved, 0) == moved
+
+
 def test_stages_run_in_order_and_read_earlier_ones(tmp_path):
     seconds, said = run(THREE, tmp_path / "p", command="python -m train p")
     assert counted(tmp_path / "p") == EXPECTED
