@@ -10,7 +10,14 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from configs import load
+from configs.game24_system2 import ANSWER
+from data import problems
+from evaluation import report, standard
+from evaluation import run as evaluation
+from search.gumbel import SearchConfig
+from train import checkpoints, config_json, run_folder
 from train.errors import ConfigError
+from train.stopping import StopFlag
 
 USAGE = "usage: python -m evaluation CHECKPOINT [--options]"
 
@@ -29,10 +36,9 @@ class Options:
     """Simulations per move; each number is a search of its own."""
     compared: int = 50
     """The simulations that best-of-n, controls and ablations are compared at."""
-    candidates: int = 16
-    """Moves that a search considers in each position."""
-    value_scale: float = 0.1
-    """How far the values of a search override its prior."""
+    search: SearchConfig = ANSWER
+    """Settings of all searches, but for simulations, oracle and value. They belong to the model:
+    these are those of configs/game24_system2.py."""
     max_moves: int = 3
     """Moves (lines) after which a game is over."""
     baseline: str | None = None
@@ -52,13 +58,6 @@ def main(argv: list[str]) -> None:
     options, flags = load.override(
         Options(), rest, program="evaluation", name=f"evaluation-{_name_of(checkpoint)}"
     )
-    # After the command line is known to be good: these load JAX.
-    from data import problems
-    from evaluation import report
-    from evaluation import run as evaluation
-    from train import checkpoints, config_json, run_folder
-    from train.stopping import StopFlag
-
     try:
         config = make_config(checkpoint, options)
     except ValueError as error:
@@ -67,8 +66,8 @@ def main(argv: list[str]) -> None:
         print(json.dumps(config_json.encode(config), indent=2))
         return
     # A misspelt name leaves no run folder behind.
-    for path in filter(None, (config.checkpoint, config.base_checkpoint)):
-        checkpoints.find_step(path)
+    for name in filter(None, (config.checkpoint, config.base_checkpoint)):
+        checkpoints.find_step(name)
     for task in config.tasks:
         problems.load_problems(task, options.split)
     folder = run_folder.prepare(
@@ -84,22 +83,15 @@ def main(argv: list[str]) -> None:
     print(f"report: {path}\nplot:   {path.with_name('accuracy.png')}")
 
 
-def make_config(checkpoint: str, options: Options):
+def make_config(checkpoint: str, options: Options) -> evaluation.EvaluationConfig:
     """The evaluation that the options ask for."""
-    from evaluation import standard
-    from evaluation.run import EvaluationConfig
-    from search import gumbel, token_model
-
-    return EvaluationConfig(
+    return evaluation.EvaluationConfig(
         checkpoint=checkpoint,
         base_checkpoint=options.baseline,
         tasks=options.tasks,
         batch_size=options.batch_size,
         methods=standard.standard_methods(
-            search=gumbel.SearchConfig(
-                action=token_model.ActionConfig(num_candidates=options.candidates),
-                value_scale=options.value_scale,
-            ),
+            search=options.search,
             simulations=options.simulations,
             compared=options.compared,
             max_moves=options.max_moves,
@@ -113,7 +105,7 @@ def make_config(checkpoint: str, options: Options):
 
 def _name_of(checkpoint: str) -> str:
     """runs/tiny -> tiny; runs/circle/stages/04-learn -> circle-04-learn."""
-    skipped = ("runs", "stages", "checkpoints", "..", ".", "/")
+    skipped = ("runs", "docs", "results", "stages", "checkpoints", "..", ".", "/")
     return "-".join([part for part in Path(checkpoint).parts if part not in skipped][-3:])
 
 

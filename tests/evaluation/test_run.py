@@ -324,26 +324,27 @@ def test_the_standard_table_is_one_valid_config():
 
 
 def test_a_pair_takes_the_next_token_from_one_and_the_value_from_the_other():
-    other = dataclasses.replace(MODEL, width=8, num_layers=2, num_heads=1)
+    other = dataclasses.replace(MODEL, width=8, num_heads=1)
     pair = PairedModel(MODEL, other)
     ours, theirs = pair.models
-    params = {"policy": ours.init(jax.random.key(0)), "value": theirs.init(jax.random.key(1))}
-    tokens = jax.random.randint(jax.random.key(2), (2, 7), 0, MODEL.vocab_size)
-    want_policy = ours.outputs(params["policy"], tokens)
-    want_value = theirs.outputs(params["value"], tokens)
+    tokens = jax.random.randint(jax.random.key(2), (2, 5), 0, MODEL.vocab_size)
+    lengths = jnp.array([4, 4])
 
-    def assert_equal(got, row):
+    @jax.jit
+    def read_in_every_way():
+        params = {"policy": ours.init(jax.random.key(0)), "value": theirs.init(jax.random.key(1))}
+        whole = ours.outputs(params["policy"], tokens), theirs.outputs(params["value"], tokens)
+        start, cache = pair.prefill(params, tokens[:, :4], lengths=lengths, capacity=8)
+        lanes = pair.empty_lanes(2, 3, 2)
+        lane, _ = pair.branch(params, cache, lanes, jnp.repeat(tokens[:, 4:5], 3, axis=1))
+        after_one, _ = pair.decode(params, cache, tokens[:, 4])
+        last_lane = jax.tree.map(lambda x: x[:, -1], lane)
+        return whole, (start, last_lane, after_one)
+
+    (want_policy, want_value), parts = read_in_every_way()
+    for got, row in zip(parts, (slice(4), 4, 4), strict=True):
         np.testing.assert_allclose(got.logits, want_policy.logits[:, row], atol=1e-5)
         np.testing.assert_allclose(got.value, want_value.value[:, row], atol=1e-6)
-
-    lengths = jnp.array([4, 4])
-    out, cache = pair.prefill(params, tokens[:, :4], lengths=lengths, capacity=8)
-    assert_equal(out, slice(0, 4))
-    lanes = pair.empty_lanes(2, 3, 2)
-    lane_out, _ = pair.branch(params, cache, lanes, jnp.repeat(tokens[:, 4:5], 3, axis=1))
-    assert_equal(jax.tree.map(lambda x: x[:, 1], lane_out), 4)
-    out, cache = pair.decode(params, cache, tokens[:, 4])
-    assert_equal(out, 4)
     assert not np.allclose(want_policy.value, want_value.value)
 
 
