@@ -1,17 +1,28 @@
-"""`python -m search NAME --checkpoint P`: plays the problems of a config, writes record shards."""
+"""python -m search NAME --checkpoint P [--overrides] [--run-folder R] [--resume] [--show]: plays
+the problems of a config and writes their records.
+"""
 
 from configs import load
 from search import self_play
-from train import run_folder
+from train import checkpoints, run_folder, show
+from train.errors import ConfigError
 from train.stopping import StopFlag
 
 
 def main(argv: list[str]) -> None:
     config, flags = load.parse(argv, program="search", expects=self_play.SelfPlayConfig)
     if flags.show:
-        print(config)
+        print_search(config)
         return
-    run_folder.prepare(
+    if not config.checkpoint:
+        raise ConfigError(
+            "a search needs a model that plays; got no checkpoint. Give --checkpoint, the folder "
+            "of a `python -m train` run."
+        )
+    # A misspelt name leaves no run folder behind.
+    checkpoints.read_metadata(checkpoints.find_step(config.checkpoint))
+    self_play.load_problems(config)
+    folder = run_folder.prepare(
         flags.run_folder,
         config,
         resume=flags.resume,
@@ -19,8 +30,19 @@ def main(argv: list[str]) -> None:
         command=flags.command,
     )
     with StopFlag(deadline_seconds=flags.stop_after_seconds) as stop:
-        folder = self_play.run(config, flags.run_folder, resume=flags.resume, stop=stop)
-    print(f"records: {folder}")
+        print(f"records: {self_play.run(config, folder, resume=flags.resume, stop=stop)}")
+
+
+def print_search(config: self_play.SelfPlayConfig) -> None:
+    """Resolved config, size of the model if one is given, and the first prompt."""
+    show.print_config(config)
+    if config.checkpoint:
+        _, _, params = checkpoints.load_params(config.checkpoint)
+        show.print_parameters(params)
+    problems, numbers = self_play.load_problems(config)
+    num_games = len(numbers) * len(config.random_moves)
+    print(f"{num_games} games of {len(numbers)} problems; the first prompt:")
+    print(problems[numbers[0]].prompt.text, end="")
 
 
 if __name__ == "__main__":

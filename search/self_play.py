@@ -223,10 +223,28 @@ def _leaves(completion, searched) -> tuple[records.Leaf, ...]:
     return tuple(records.Leaf(tokens=path, outcome=outcome) for path, outcome in found.items())
 
 
+def load_problems(config: SelfPlayConfig) -> tuple[list[problems.Problem], range]:
+    """All problems of the split, and the numbers of those that are played.
+
+    Raises:
+      DataError: no such problem set or split. ConfigError: nothing is left to play.
+    """
+    found = problems.load_problems(config.problem_set, config.split)
+    numbers = range(len(found))[config.first :][: config.limit]
+    if not numbers:
+        raise ConfigError(
+            f"a search plays at least one problem; {config.problem_set} {config.split} has "
+            f"{len(found)}, got first={config.first}, limit={config.limit}."
+        )
+    return found, numbers
+
+
 def _print_progress(played: list[Game], done: int, total: int, seconds: float) -> None:
-    solved = sum(game.record.outcome == 1 for game in played)
+    outcomes = [game.record.outcome for game in played]
+    is_checked = None not in outcomes
     print(
-        f"search  batch {done}/{total}  solved {solved}/{len(played)}  "
+        f"search  batch {done}/{total}  "
+        f"{f'solved {outcomes.count(1.0)}/{len(played)}' if is_checked else 'not checked'}  "
         f"{len(played) / seconds:.1f} games/s  {seconds * (total - done):.0f} s left",
         flush=True,
     )
@@ -254,13 +272,7 @@ def run(config: SelfPlayConfig, run_folder: Path, *, resume: bool, stop: StopFla
         eos_id=text.eos_id,
         newline_id=text.newline_id if text.newline_id is not None else text.eos_id,
     )
-    all_problems = problems.load_problems(config.problem_set, config.split)
-    numbers = range(len(all_problems))[config.first :][: config.limit]
-    if not numbers:
-        raise ConfigError(
-            f"a search plays at least one problem; {config.problem_set} {config.split} has "
-            f"{len(all_problems)}, got first={config.first}, limit={config.limit}."
-        )
+    all_problems, numbers = load_problems(config)
     size = config.batch_size
     batches = [
         (random_moves, list(numbers[start : start + size]))

@@ -12,6 +12,8 @@ def main(argv: list[str]) -> None:
 
     if flags.show:
         show.print_config(config)
+        if isinstance(config, Experiment):
+            show.print_experiment(config)
         return
     # After the command line is known to be good: these load JAX.
     from configs.commands import COMMANDS

@@ -1,4 +1,4 @@
-"""`python -m train NAME --show`: what a config amounts to, without training anything."""
+"""`python -m train NAME --show`: what a config amounts to, without running anything."""
 
 import json
 import math
@@ -8,6 +8,7 @@ import jax
 import numpy as np
 
 from data.tokenizer import Tokenizer
+from models import sharding
 from train import config_json, loop
 from train import step as steps
 from train.pipeline import Pipeline
@@ -16,12 +17,15 @@ MEBIBYTE = 2**20
 
 
 def print_config(config: Any) -> None:
-    """Resolved config, and for an experiment its size, memory, mesh and first batch."""
+    """The resolved config of any command, and the stages of a pipeline."""
     print(json.dumps(config_json.encode(config), indent=2, ensure_ascii=False))
     if isinstance(config, Pipeline):
         print(f"{len(config.stages)} stages: {', '.join(stage.name for stage in config.stages)}")
-        return
-    setup = loop.set_up(config)
+
+
+def print_experiment(experiment: Any) -> None:
+    """Size, mesh, memory and first batch of a training run."""
+    setup = loop.set_up(experiment)
     batch = next(setup.recipe.batches())
     print_parameters(setup.abstract_state.params)
     print(f"mesh: {dict(setup.mesh.shape)} on {setup.mesh.devices.flat[0].platform}")
@@ -45,7 +49,7 @@ def print_memory(setup: loop.Setup, batch: steps.Batch) -> None:
     abstract_batch = jax.tree.map(
         lambda leaf, at: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=at),
         batch,
-        loop.sharding.batch_shardings(batch, setup.mesh),
+        sharding.batch_shardings(batch, setup.mesh),
     )
     plan = train_step.lower(setup.abstract_state, abstract_batch).compile().memory_analysis()
     if plan is None:
