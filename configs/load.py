@@ -23,7 +23,7 @@ from typing import Annotated, Any, NoReturn
 
 import tyro
 
-from train import compilation_cache
+from train import compilation_cache, host_memory
 from train.errors import (
     EXIT_CONFIG,
     EXIT_DATA,
@@ -135,6 +135,7 @@ def main(program: str, command: Callable[[list[str]], Any]) -> NoReturn:
 
     These three failures are one line on stderr; anything else is a bug and keeps its traceback.
     """
+    host_memory.keep_freed_memory()
     compilation_cache.enable()
     try:
         command(sys.argv[1:])
