@@ -23,4 +23,4 @@ def keep_freed_memory() -> bool:
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
     if mallopt is None:
         return False
-    return all([mallopt(parameter, value) == 1 for parameter, value in _SETTINGS.values()])
+    return all(mallopt(parameter, value) == 1 for parameter, value in _SETTINGS.values())
