@@ -32,13 +32,14 @@ def accuracy(rows: Sequence["Row"], path: Path) -> None:
     several = {row.series for row in sized if len({r.simulations for r in _like(row, sized)}) > 1}
     if not several and sized:
         several = {sized[0].series}
-    main = [row for row in on_split if row.simulations is None]
-    main += [row for row in sized if row.series in several]
+    main = [row for row in sized if row.series in several]
+    main += [row for row in on_split if row.simulations is None]
     compared = _compared_simulations(sized, several)
     searches = [row for row in rows if row.simulations == compared and compared is not None]
 
-    figure = Figure(figsize=(16, 5.4), layout="constrained")
-    left, middle, right = figure.subplots(1, 3, width_ratios=(1, 1.5, 0.9))
+    widths = (1, 1.5, 0.9) if searches else (1, 1.5)
+    figure = Figure(figsize=(4.7 * sum(widths), 5.4), layout="constrained")
+    left, middle, *right = figure.subplots(1, len(widths), width_ratios=widths)
     labels = []
     for (color, marker), series in zip(_cycle(STYLES), dict.fromkeys(row.series for row in main)):
         group = [row for row in main if row.series == series]
@@ -55,7 +56,8 @@ def accuracy(rows: Sequence["Row"], path: Path) -> None:
             left.axhline(scores[-1], color=color, linestyle=(0, (4, 3)), linewidth=1.5)
     _dress_by_size(left, sorted(set(_sizes([row for row in main if row.series in several]))))
     _dress_by_cost(middle, labels)
-    _draw_searches(right, searches, compared, first.split)
+    if right:
+        _draw_searches(right[0], searches, first.split)
     figure.suptitle(
         f"{first.task}: {first.metric} on {first.n} {first.split} problems, with 95% intervals",
         x=0.01, ha="left", fontsize=15,
@@ -122,11 +124,8 @@ def _dress_by_cost(axes, labels: Sequence[tuple[float, float, str, str]]) -> Non
         )  # fmt: skip
 
 
-def _draw_searches(axes, rows: Sequence["Row"], simulations: int | None, split: str) -> None:
+def _draw_searches(axes, rows: Sequence["Row"], split: str) -> None:
     """One line per search; full markers on the first split, hollow ones beside them on others."""
-    if simulations is None:
-        axes.set_axis_off()
-        return
     _dress(axes, "x")
     names = list(dict.fromkeys(row.series for row in rows))
     for row in rows:
@@ -141,7 +140,7 @@ def _draw_searches(axes, rows: Sequence["Row"], simulations: int | None, split: 
     axes.set_ylim(len(names) - 0.5, -0.5)
     others = sorted({row.split for row in rows} - {split})
     hollow = f"; hollow: {', '.join(others)}" if others else ""
-    axes.set_xlabel(f"accuracy at {simulations} simulations{hollow}")
+    axes.set_xlabel(f"accuracy at {rows[0].simulations} simulations{hollow}")
 
 
 def spread(heights: Sequence[float], gap: float = LABEL_HEIGHT) -> list[float]:

@@ -12,7 +12,7 @@ import io
 import json
 import types
 import typing
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -130,7 +130,8 @@ def read(path: Path) -> Report:
         raise DataError(f"{path} is not a report ({error}). Evaluate again.") from error
 
 
-COLUMNS = {  # title -> cell; also the order
+Columns = dict[str, Callable[[Row], str]]
+COLUMNS: Columns = {  # title -> cell; also the order
     "method": lambda row: row.method,
     "split": lambda row: row.split,
     "simulations": lambda row: _simulations(row),
@@ -142,13 +143,22 @@ COLUMNS = {  # title -> cell; also the order
     "forward passes": lambda row: f"{row.forward_passes_per_problem:,.0f}",
     "seconds": lambda row: _seconds(row),
 }
-SHOWN_IF_THEY_DIFFER = {"task": lambda row: row.task, "stage": lambda row: row.stage}
+TERMINAL_COLUMNS: Columns = {
+    "method": lambda row: row.series,
+    "split": lambda row: row.split,
+    "sims": lambda row: _simulations(row),
+    "accuracy": lambda row: f"{row.score:.1%} ({100 * row.low:.0f}–{100 * row.high:.0f})",
+    "n": lambda row: str(row.n),
+    "passes": lambda row: f"{row.forward_passes_per_problem:,.0f}",
+    "seconds": lambda row: _seconds(row),
+}
+SHOWN_IF_THEY_DIFFER: Columns = {"task": lambda row: row.task, "stage": lambda row: row.stage}
 LEFT_ALIGNED = (*SHOWN_IF_THEY_DIFFER, "method", "split", "oracle", "value")
 
 
 def to_markdown(report: Report) -> str:
     """The table that people read, with its origin below."""
-    columns, cells = _table(report)
+    columns, cells = _table(report, COLUMNS)
     rule = ["---" if name in LEFT_ALIGNED else "---:" for name in columns]
     lines = [f"| {' | '.join(line)} |" for line in (columns, rule, *cells)]
     lines += [
@@ -185,24 +195,25 @@ def one_line(row: Row) -> str:
 
 
 def show(report: Report) -> None:
-    """Prints the table to the terminal."""
-    columns, cells = _table(report)
+    """Prints the table to the terminal, narrower than the file."""
+    columns, cells = _table(report, TERMINAL_COLUMNS)
     table = rich.table.Table(box=rich.box.SIMPLE_HEAD)
     for name in columns:
-        table.add_column(name, justify="left" if name in LEFT_ALIGNED else "right")
+        is_left = name in LEFT_ALIGNED
+        table.add_column(name, justify="left" if is_left else "right", no_wrap=name != "method")
     for line in cells:
         table.add_row(*map(rich.markup.escape, line))
     rich.print(table)
 
 
-def _table(report: Report) -> tuple[list[str], list[list[str]]]:
+def _table(report: Report, columns: Columns) -> tuple[list[str], list[list[str]]]:
     """Column titles, and the cells of every row."""
     extra = {
         name: cell
         for name, cell in SHOWN_IF_THEY_DIFFER.items()
         if len(set(map(cell, report.rows))) > 1
     }
-    columns = extra | COLUMNS
+    columns = extra | columns
     return list(columns), [[cell(row) for cell in columns.values()] for row in report.rows]
 
 
