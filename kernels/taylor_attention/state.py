@@ -6,11 +6,15 @@ Here and in `xla.py` heads are grouped (K key heads of G = N / K query heads) an
 """
 
 import dataclasses
+import typing
 
 import jax
 import jax.numpy as jnp
 
 from kernels.taylor_attention import features
+
+# An array, or what stands for one inside JAX's transformations (a shape, a sharding, None).
+Leaf = typing.Any
 
 
 @jax.tree_util.register_dataclass
@@ -23,8 +27,8 @@ class TaylorState:
       denominator: [B, K, P], sum_j phi_key(k_j); its first entry (degree 0) counts the keys.
     """
 
-    numerator: jax.Array
-    denominator: jax.Array
+    numerator: Leaf
+    denominator: Leaf
 
 
 def empty_state(

@@ -14,12 +14,11 @@ ORDERS = range(9)
 
 @pytest.mark.parametrize("order", ORDERS)
 def test_features_multiply_to_the_polynomial(order):
-    keys = jax.random.split(jax.random.key(order), 3)
-    query = jax.random.uniform(keys[0], (3, 5), minval=-1.0)
-    key = jax.random.uniform(keys[1], (3, 5), minval=-1.0)
-    coefficients = jax.random.normal(keys[2], (order + 1,))  # of any sign
-    phi_query = features.query_features(query, coefficients)
-    phi_key = features.key_features(key, order)
+    rng = np.random.default_rng(order)
+    query, key = (jnp.asarray(rng.uniform(-1, 1, (3, 5)), jnp.float32) for _ in range(2))
+    coefficients = jnp.asarray(rng.normal(size=order + 1), jnp.float32)  # of any sign
+    phi_query = jax.jit(features.query_features)(query, coefficients)
+    phi_key = jax.jit(features.key_features, static_argnums=1)(key, order)
     assert phi_key.shape == (features.num_features(3, order), 5) == phi_query.shape
     want = sum(
         np.float64(a) * np.float64(query.T @ key) ** n for n, a in enumerate(coefficients.tolist())

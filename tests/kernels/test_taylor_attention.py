@@ -18,18 +18,16 @@ def assert_close(name, got, want, tolerance):
 
 
 def inputs(length, *, order=2, heads=4, kv_heads=2, width=6, value_width=5, dtype="float32"):
-    """Query, key, value, an initial state, coefficients per head and segments."""
-    keys = jax.random.split(jax.random.key(length + 100 * order), 6)
-    query = jax.random.normal(keys[0], (2, length, heads, width), dtype)
-    key = jax.random.normal(keys[1], (2, length, kv_heads, width), dtype)
-    value = jax.random.normal(keys[2], (2, length, kv_heads, value_width), dtype)
-    state = jax.jit(taylor.fold)(
-        empty(query, key, value, order),
-        0.7 * jax.random.normal(keys[3], (2, 3, kv_heads, width)),
-        jax.random.normal(keys[4], (2, 3, kv_heads, value_width)),
-    )
+    """Query, key, value, a state of three earlier keys, coefficients and segments."""
+    rng = np.random.default_rng(length + 100 * order)
+    normal = lambda *shape: jnp.asarray(rng.normal(size=shape), dtype)  # noqa: E731
+    query = normal(2, length, heads, width)
+    key = normal(2, length, kv_heads, width)
+    value = normal(2, length, kv_heads, value_width)
+    earlier = normal(2, 3, kv_heads, width) / 2, normal(2, 3, kv_heads, value_width)
+    state = jax.jit(taylor.fold)(empty(query, key, value, order), *earlier)
     coefficients = jnp.asarray(taylor.minimax_coefficients(order, 2.0), jnp.float32)
-    segments = jnp.sort(jax.random.randint(keys[5], (2, length), 0, 3), axis=1)
+    segments = jnp.asarray(np.sort(rng.integers(0, 3, (2, length)), axis=1))
     return query, key, value, state, coefficients, segments
 
 
@@ -122,11 +120,12 @@ def test_values_and_all_gradients_match_the_reference(order, heads, length, pack
         query, key = 0.3 * query, 0.3 * key
         state = jax.tree.map(lambda x: 0.1 * x, state)
     segments = segments if packed else None
-    rng_keys = iter(jax.random.split(jax.random.key(7), 3))
-    shapes = jax.eval_shape(
-        lambda: attend(query, key, value, state, coefficients, implementation="xla")
+    rng = np.random.default_rng(7)
+    cotangents = jax.tree.map(
+        lambda shape: jnp.asarray(rng.normal(size=shape), jnp.float32),
+        ((*query.shape[:3], value.shape[-1]), jax.tree.map(jnp.shape, state)),
+        is_leaf=lambda x: isinstance(x, tuple) and isinstance(x[0], int),
     )
-    cotangents = jax.tree.map(lambda x: jax.random.normal(next(rng_keys), x.shape), shapes)
     arguments = (query, key, value, state, coefficients, segments, cotangents)
     want, want_gradients = attend_vjp(*arguments, implementation="reference")
     got, got_gradients = attend_vjp(*arguments, implementation="xla")

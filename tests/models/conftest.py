@@ -11,11 +11,9 @@ from models.transformer import TransformerConfig
 
 ATTENTION = {
     "softmax": AttentionConfig(),
-    "softmax_normalized": AttentionConfig(normalize_query_key=True),
     "taylor": AttentionConfig(kind="taylor"),
-    "taylor_order_3": AttentionConfig(kind="taylor", order=3, normalize_query_key=True, radius=1.5),
     "minimax": AttentionConfig(
-        kind="taylor", order=4, coefficients="minimax", normalize_query_key=True, radius=2.0
+        kind="taylor", order=3, coefficients="minimax", normalize_query_key=True, radius=2.0
     ),
 }
 
