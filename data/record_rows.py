@@ -186,11 +186,11 @@ def tree_labels(
     least `min_explored` to a wrong end (see `explored_shares`). Other states stay unlabelled: that
     nothing was found where hardly anyone looked says nothing.
     """
-    for leaf in game.leaves:
-        if leaf.outcome is not None:
-            yield game.prompt_tokens + leaf.tokens, leaf.outcome
-    if game.outcome is not None:
-        yield game.prompt_tokens + game.completion_tokens, game.outcome
+    ends = [(leaf.tokens, leaf.outcome) for leaf in game.leaves]
+    for tokens, outcome in [*ends, (game.completion_tokens, game.outcome)]:
+        if outcome is not None:  # an end that ran out of room may still go on elsewhere
+            state = game.prompt_tokens + tokens
+            yield state, float(solved.continue_from(state))
     for root, tree in _rooted_trees(game):
         shares = explored_shares(tree)
         for state, share in zip(_node_states(root, tree), shares, strict=True):

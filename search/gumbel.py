@@ -43,6 +43,18 @@ class SearchConfig:
     root_noise: bool = False
     """Root actions are sampled with Gumbel noise (training games), else the k likeliest."""
 
+    def __post_init__(self):
+        sizes = self.num_simulations
+        sizes = (sizes,) if isinstance(sizes, int) else sizes
+        if not sizes or min(sizes) < 1:
+            raise ValueError(f"a search has at least one simulation; got {self.num_simulations=}.")
+        considered, k = self.max_considered_actions, self.action.num_candidates
+        if considered is not None and not 1 <= considered < k:
+            raise ValueError(
+                "a search considers at least one and fewer actions than it has candidates (the "
+                f"rest must stay unvisited); got max_considered_actions={considered} of {k}."
+            )
+
     def simulations_at(self, move: int) -> int:
         if isinstance(self.num_simulations, int):
             return self.num_simulations
@@ -72,7 +84,7 @@ class SearchResult:
     visits: Leaf
     qvalues: Leaf
     value: Leaf
-    child: token_model.State
+    child: token_model.State | None
     evaluations: Leaf
     tree: mctx.Tree
 
@@ -156,7 +168,7 @@ def search(
         was_finished = state.finished
         child = model.act(params, state, action)
         if oracle is not None:
-            child = token_model.judge(child, oracle)
+            child = token_model.judge(child, oracle, asked=child.ended & ~was_finished)
             final = child.outcome
         else:
             final = jnp.where(child.ended, value_on * child.value, 0.0)

@@ -1,7 +1,7 @@
 """The actions of a node: k distinct continuations, from the model itself, with exact probabilities.
 
-At the root they are drawn without replacement (stochastic beam search), elsewhere they are the k
-likeliest (beam search). The two are one algorithm: the noise is either Gumbel or zero.
+At the root they are drawn without replacement (stochastic beam search), elsewhere they are k
+likely ones (beam search). The two are one algorithm: the noise is either Gumbel or zero.
 """
 
 import dataclasses
@@ -109,7 +109,9 @@ def propose(
             out, lanes = model.branch(params, cache, lanes, tokens[:, :, i])
             next_log_probs = jax.nn.log_softmax(out.logits)
 
-    gumbel = jnp.zeros_like(log_probs) if keys is None else perturbed - log_probs
+    gumbel = jnp.zeros_like(log_probs)
+    if keys is not None:  # where fewer than k continuations exist, the others are absent
+        gumbel = jnp.where(log_probs > -jnp.inf, perturbed - log_probs, 0.0)
     return Candidates(tokens=tokens, lengths=lengths, log_probs=log_probs, gumbel=gumbel)
 
 

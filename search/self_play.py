@@ -47,6 +47,20 @@ class SelfPlayConfig:
     seed: int = 0
     """Decides all noise."""
 
+    def __post_init__(self):
+        moves = self.random_moves
+        counts = (self.batch_size, self.max_moves, 1 if self.limit is None else self.limit)
+        if min(counts) < 1 or self.first < 0:
+            raise ConfigError(
+                "batch_size, max_moves and limit are 1 or more and first is 0 or more; got "
+                f"{self.batch_size=}, {self.max_moves=}, {self.limit=}, {self.first=}."
+            )
+        if not moves or min(moves) < 0 or max(moves) >= self.max_moves:
+            raise ConfigError(
+                "random_moves has one entry per game of a problem, each at least 0 and below "
+                f"max_moves; got {moves} with max_moves={self.max_moves}."
+            )
+
 
 @functools.partial(jax.jit, static_argnums=(0,))
 def _start(model, params, tokens, lengths, problem):
@@ -71,7 +85,11 @@ def _random_move(model, params, root, rng_key, verify):
     """One move drawn from the model (the best of a Gumbel sample is a sample)."""
     root = model.propose(params, root, rng_key)
     child = model.act(params, root, jnp.zeros_like(root.length))
-    return child if verify is None else token_model.judge(child, verify)
+    return (
+        child
+        if verify is None
+        else token_model.judge(child, verify, asked=child.ended & ~root.finished)
+    )
 
 
 def _uncounted(state: token_model.State) -> token_model.State:
@@ -139,7 +157,7 @@ def play(
             verify,
         )
         state = _uncounted(result.child)
-        host = jax.device_get(result)
+        host = jax.device_get(dataclasses.replace(result, child=None))
         for row in np.flatnonzero(~root["finished"]).tolist():
             evaluations[row] += host.evaluations[row]
             offset = int(root["length"][row])

@@ -7,20 +7,20 @@ knows arithmetic or rules; a finished text is judged by the oracle or by the mod
 
 import dataclasses
 from collections.abc import Callable
-from typing import Protocol, runtime_checkable
+from typing import Literal, Protocol, runtime_checkable
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import struct
-from jaxtyping import Array, Int
+from jaxtyping import Array, Bool, Int
 
 from models import cache as caches
 from models import language_model
 from models.cache import Leaf
 from search import proposals
 
-# (problem numbers [B], completions [B, M], lengths [B], ended [B]) as numpy -> outcomes [B].
+# (problem numbers [B], completions [B, M], lengths [B], asked [B]) as numpy -> outcomes [B].
 Verify = Callable[[np.ndarray, np.ndarray, np.ndarray, np.ndarray], np.ndarray]
 
 
@@ -28,7 +28,7 @@ Verify = Callable[[np.ndarray, np.ndarray, np.ndarray, np.ndarray], np.ndarray]
 class ActionConfig:
     """What one action is."""
 
-    kind: str = "step"
+    kind: Literal["token", "step"] = "step"
     """One "token", or one "step": a whole line."""
     num_candidates: int = 16
     """k, actions per node."""
@@ -44,18 +44,25 @@ class ActionConfig:
     """A longer text is a failure."""
 
     def __post_init__(self):
-        if self.kind not in ("token", "step"):
-            raise ValueError(f'an action is a "token" or a "step"; got kind={self.kind!r}.')
         if self.num_candidates < 2:
             raise ValueError(
                 f"a search needs at least two candidates per node; got {self.num_candidates}."
             )
+        line = self.max_step_tokens if self.kind == "step" else 1
+        if not 1 <= self.num_opening_tokens <= line <= self.max_completion_tokens:
+            raise ValueError(
+                "an opening has at least one token, a line is no shorter than its opening and a "
+                f"text no shorter than a line; got {self.opening_tokens=}, "
+                f"{self.max_step_tokens=}, {self.max_completion_tokens=}."
+            )
+        if not 0 <= self.min_probability < 1:
+            raise ValueError(f"min_probability is in [0, 1); got {self.min_probability}.")
 
     @property
     def num_opening_tokens(self) -> int:
         if self.kind == "token":
             return 1
-        return self.opening_tokens or self.max_step_tokens
+        return self.max_step_tokens if self.opening_tokens is None else self.opening_tokens
 
 
 @struct.dataclass
@@ -64,8 +71,9 @@ class State:
 
     problem: `[B]` number of the problem, which only an oracle understands.
     tokens: `[B, M]` completion, right-padded. length: `[B]` its tokens. finished: `[B]` no move is
-    left. ended: `[B]` it finished by the end-of-text token. outcome: `[B]` what the oracle says of
-    a finished text (0 before). evaluations: `[B]` tokens the model read to make this node.
+    left. ended: `[B]` it finished by the end-of-text token. outcome: `[B]` what a finished text is
+    worth: the oracle's verdict, or the model's value (0 before). evaluations: `[B]` tokens the
+    model read to make this node.
     """
 
     problem: Leaf
@@ -228,14 +236,15 @@ class TokenModel:
         )
 
 
-def judge(state: State, verify: Verify) -> State:
-    """Asks the oracle about finished texts (through the host: the checker is plain Python)."""
+def judge(state: State, verify: Verify, *, asked: Bool[Array, "B"]) -> State:
+    """Asks the oracle about texts (through the host: the checker is plain Python).
+
+    asked: the ended texts it has not judged before; the outcome of others stays.
+    """
     shape = jax.ShapeDtypeStruct(state.length.shape, jnp.float32)
 
     def on_host(*arrays):
         return np.asarray(verify(*map(np.asarray, arrays)), np.float32)
 
-    outcome = jax.pure_callback(
-        on_host, shape, state.problem, state.tokens, state.length, state.ended
-    )
-    return dataclasses.replace(state, outcome=jnp.where(state.ended, outcome, 0.0))
+    outcome = jax.pure_callback(on_host, shape, state.problem, state.tokens, state.length, asked)
+    return dataclasses.replace(state, outcome=jnp.where(asked, outcome, state.outcome))

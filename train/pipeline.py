@@ -151,15 +151,23 @@ def run(
 
 
 def reseed(pipeline: Pipeline, seed: int) -> Pipeline:
-    """The same pipeline with other randomness: 1000 * seed is added to the seed of every stage."""
+    """The same pipeline with other randomness: every field `seed` in it grows by 1000 * seed."""
+    return _reseeded(pipeline, 1000 * seed)
 
-    def moved(stage: Stage) -> Stage:
-        if not hasattr(stage.config, "seed"):
-            return stage
-        config = dataclasses.replace(stage.config, seed=stage.config.seed + 1000 * seed)
-        return dataclasses.replace(stage, config=config)
 
-    return dataclasses.replace(pipeline, stages=tuple(map(moved, pipeline.stages)))
+def _reseeded(value: Any, offset: int) -> Any:
+    if isinstance(value, tuple):
+        return tuple(_reseeded(item, offset) for item in value)
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        names = [f.name for f in dataclasses.fields(value) if f.init]
+        changed = {
+            name: getattr(value, name) + offset
+            if name == "seed"
+            else _reseeded(getattr(value, name), offset)
+            for name in names
+        }
+        return dataclasses.replace(value, **changed)
+    return value
 
 
 def references(config: Any) -> set[str]:

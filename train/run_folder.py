@@ -70,7 +70,9 @@ def prepare(
             return path
         if not overwrite:
             raise ConfigError(_refusal(path, changes, resume))
-        shutil.rmtree(path)
+        doomed = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+        path.replace(doomed)  # killed while deleting, a half-deleted run must not bear its name
+        shutil.rmtree(doomed)
     elif path.exists() and not path.is_dir():
         raise ConfigError(
             f"a run folder is a folder; {path} is a file. Choose another --run-folder."

@@ -83,7 +83,7 @@ def test_a_game_does_not_depend_on_its_batch():
     assert [p.visits for p in alone.positions] == [p.visits for p in among.positions]
 
 
-def test_a_search_without_oracle_cannot_reach_the_answers(monkeypatch):
+def test_a_search_without_oracle_cannot_reach_the_answers(monkeypatch, tmp_path, checkpoint):
     """Prompts carry no checker, and a checker that explodes is never called."""
 
     def explode(self, completion):
@@ -96,22 +96,28 @@ def test_a_search_without_oracle_cannot_reach_the_answers(monkeypatch):
     for game in play(blind):
         assert game.record.outcome is None
         assert all(leaf.outcome is None for leaf in game.record.leaves)
+    # The one function that has problems and not only prompts in its hands:
+    config = dataclasses.replace(blind, checkpoint=checkpoint, limit=2)
+    folder = self_play.run(config, tmp_path / "run", resume=False, stop=StopFlag())
+    assert all(record.outcome is None for record in records.read_folder(folder))
     with pytest.raises(ValueError, match="exactly when the search uses it"):
         play(blind, verify=oracle.Oracle("game24", "train", "game24"))
     with pytest.raises(ValueError, match="exactly when the search uses it"):
         play(PLAY)
 
 
-def test_oracle_judges_texts():
+def test_oracle_judges_texts(monkeypatch):
     judge = oracle.Oracle("game24", "train", "game24")
-    numbers = [int(n) for n in judge.problems[0].prompt.text.split()]
-    assert sorted(numbers) == numbers
-    right = "4 * 6 = 24"
-    tokens = np.zeros((2, 8), np.int32)
-    tokens[:, :5] = TEXT.encode(right)
-    wrong = judge(np.zeros(2, int), tokens, np.array([5, 5]), np.array([True, False]))
-    np.testing.assert_array_equal(wrong, [0.0, 0.0])
     assert hash(judge) == hash(oracle.Oracle("game24", "train", "game24"))
+    puzzles = [problems.game24_problem((4, 5, 6, 10)), problems.game24_problem((4, 6, 6, 10))]
+    monkeypatch.setattr(oracle.Oracle, "problems", puzzles)
+    right = TEXT.encode("10 - 4 = 6 left 5 6 6\n6 * 5 = 30 left 6 30\n30 - 6 = 24")
+    wrong = TEXT.encode("10 - 4 = 6 left 5 6 6\n6 * 5 = 30 left 6 30\n30 + 6 = 36")
+    tokens = np.array([right, right, right, wrong])
+    numbers, asked = np.array([0, 1, 0, 0]), np.array([True, True, False, True])
+    np.testing.assert_array_equal(
+        judge(numbers, tokens, np.full(4, len(right)), asked), [1, 0, 0, 0]
+    )
 
 
 @pytest.fixture
@@ -164,8 +170,34 @@ def test_step_actions_need_a_newline(tmp_path, monkeypatch):
 
 @pytest.mark.parametrize(
     ("fields", "message"),
-    [({"kind": "word"}, "token"), ({"num_candidates": 1}, "at least two")],
+    [
+        ({"num_candidates": 1}, "at least two"),
+        ({"opening_tokens": 0}, "at least one token"),
+        ({"opening_tokens": 13}, "no shorter than its opening"),
+        ({"min_probability": 1.0}, "min_probability"),
+    ],
 )
 def test_impossible_actions_are_refused(fields, message):
     with pytest.raises(ValueError, match=message):
         token_model.ActionConfig(**fields)
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"num_simulations": 0}, "at least one simulation"),
+        ({"num_simulations": ()}, "at least one simulation"),
+        ({"max_considered_actions": 16}, "fewer actions"),
+    ],
+)
+def test_impossible_searches_are_refused(fields, message):
+    with pytest.raises(ValueError, match=message):
+        gumbel.SearchConfig(**fields)
+
+
+@pytest.mark.parametrize(
+    "fields", [{"batch_size": 0}, {"limit": 0}, {"random_moves": ()}, {"random_moves": (3,)}]
+)
+def test_impossible_play_is_refused(fields):
+    with pytest.raises(ConfigError):
+        self_play.SelfPlayConfig(**fields)

@@ -93,14 +93,15 @@ def test_a_text_has_no_room_beyond_its_limit():
     assert bool(jnp.all(state.ended == (state.tokens[jnp.arange(3), state.length - 1] == EOS)))
 
 
-def test_only_ended_texts_are_judged():
+def test_only_texts_that_were_asked_about_are_judged():
     dynamics, state = start(token_model.ActionConfig(num_candidates=2))
-    state = dataclasses.replace(state, ended=jnp.array([True, False, True]))
+    state = dataclasses.replace(state, outcome=jnp.full(3, 0.25))
+    asked = jnp.array([True, False, True])
 
-    def verify(numbers, tokens, lengths, ended):
-        assert isinstance(tokens, np.ndarray) and ended.tolist() == [True, False, True]
+    def verify(numbers, tokens, lengths, asked):
+        assert isinstance(tokens, np.ndarray) and asked.tolist() == [True, False, True]
         return numbers / 2
 
-    judged = jax.jit(lambda s: token_model.judge(s, verify).outcome)(state)
-    np.testing.assert_allclose(judged, [0.0, 0.0, 1.0])
+    judged = jax.jit(lambda s: token_model.judge(s, verify, asked=asked).outcome)(state)
+    np.testing.assert_allclose(judged, [0.0, 0.25, 1.0])
     assert dynamics.stop_tokens == (EOS, NEWLINE)
