@@ -36,6 +36,6 @@ soak: .venv/stamp
 	cat runs/soak.log; exit $$status
 
 .venv/stamp: pyproject.toml constraints.txt
-	[ -x .venv/bin/python ] || python3 -m venv .venv
+	.venv/bin/python -m pip --version >/dev/null 2>&1 || python3 -m venv --clear .venv
 	.venv/bin/python -m pip install --quiet --constraint constraints.txt --editable '.[dev]'
 	touch $@

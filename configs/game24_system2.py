@@ -114,7 +114,15 @@ def circle(
     seed: int = 0,
 ) -> Pipeline:
     """The stages of a run: base, (search, learn) per round, evaluation."""
-    stages = [Stage(name="base", command="train", config=base(base_steps, seed))]
+    # Expected seconds, for the time left that is shown, are of 2 idle cores of an AMD EPYC.
+    stages = [
+        Stage(
+            name="base",
+            command="train",
+            config=base(base_steps, seed),
+            expected_seconds=0.36 * base_steps,
+        )
+    ]
     model = "stage:base"
     for n in range(1, rounds + 1):
         play = SelfPlayConfig(
@@ -124,11 +132,25 @@ def circle(
             random_moves=random_moves,
             seed=seed + n,
         )
-        stages.append(Stage(name=f"search{n}", command="search", config=play))
+        stages.append(
+            Stage(
+                name=f"search{n}",
+                command="search",
+                config=play,
+                expected_seconds=45.0 * len(random_moves),
+            )
+        )
         # A round weighs more than the one before, whose player was weaker.
         weights = {f"search{m}": 0.7 ** (n - m) for m in range(1, n + 1)}
         config = learn(model, weights, learn_steps, seed + n)
-        stages.append(Stage(name=f"learn{n}", command="train", config=config))
+        stages.append(
+            Stage(
+                name=f"learn{n}",
+                command="train",
+                config=config,
+                expected_seconds=0.6 * learn_steps,
+            )
+        )
         model = f"stage:learn{n}"
     table = EvaluationConfig(
         checkpoint=model,
@@ -137,7 +159,14 @@ def circle(
         stage=f"after {rounds} rounds",
         batch_size=50,
     )
-    stages.append(Stage(name="evaluation", command="evaluation", config=table))
+    stages.append(
+        Stage(
+            name="evaluation",
+            command="evaluation",
+            config=table,
+            expected_seconds=120.0 + 0.5 * sum(simulations),
+        )
+    )
     return Pipeline(stages=tuple(stages))
 
 

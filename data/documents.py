@@ -120,7 +120,7 @@ class RecordTextSource:
 
     def documents(self, tokenizer: Tokenizer, length: int) -> Documents:
         texts: dict[tuple[str, str], None] = {}  # a dictionary keeps the order and drops repeats
-        for record in records.read_folder(self.path):
+        for record in records.read_for_training(self.path):
             ends = [(record.completion_tokens, record.outcome)]
             ends += [(leaf.tokens, leaf.outcome) for leaf in record.leaves if self.from_leaves]
             for tokens, outcome in ends:

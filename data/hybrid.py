@@ -122,7 +122,7 @@ def load(
             "hybrid training needs at least one part; got policy_batch=value_batch=text_batch=0. "
             "Give one of them a size."
         )
-    folders = [list(records.read_folder(source.path)) for source in config.records]
+    folders = [list(records.read_for_training(source.path)) for source in config.records]
     solved = SolvedTexts(itertools.chain.from_iterable(folders))
     return HybridCorpus(
         policy=_policy(config, folders, solved, tokenizer) if config.policy_batch else None,

@@ -36,6 +36,7 @@ __all__ = [
     "Tree",
     "from_json",
     "read_folder",
+    "read_for_training",
     "read_shard",
     "sidecar_path",
     "summary",
@@ -152,6 +153,21 @@ def read_folder(folder: Path) -> Iterator[SearchRecord]:
         )
     for path in sorted(shards):
         yield from read_shard(path)
+
+
+def read_for_training(folder: Path) -> Iterator[SearchRecord]:
+    """As `read_folder`, for whatever learns from records: the test split is refused.
+
+    Raises:
+      DataError: a record is of the split "test", or as `read_folder`.
+    """
+    for record in read_folder(folder):
+        if record.split == "test":
+            raise DataError(
+                f"nothing learns from records of the test split; got {record.problem_id} in "
+                f"{folder}. Search the problems of another split."
+            )
+        yield record
 
 
 def summary(records: Iterable[SearchRecord]) -> dict[str, float]:

@@ -284,3 +284,14 @@ def test_records_without_useful_rows_are_refused(tmp_path):
         load(config(tmp_path, **settings))
     with pytest.raises(DataError, match="positive weight"):
         load(config(tmp_path, weights=(0.0,)))
+
+
+def test_records_of_the_test_split_are_refused(tmp_path):
+    records.write_shard(tmp_path / "a.arrayrecord", [changed(SOLVED, split="test")])
+    assert len(list(records.read_folder(tmp_path))) == 1  # reading them is fine, learning is not
+    with pytest.raises(DataError, match="test split"):
+        load(hybrid.HybridConfig(records=(hybrid.RecordSource(path=str(tmp_path)),)))
+    with pytest.raises(DataError, match="test split"):
+        documents.load(
+            [documents.RecordTextSource(path=str(tmp_path))], TOKENIZER, sequence_length_tokens=40
+        )
