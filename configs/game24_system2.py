@@ -30,19 +30,23 @@ from train.pipeline import Pipeline, Stage
 MODEL = TransformerConfig(
     vocab_size=109, width=96, num_layers=3, num_heads=6, num_kv_heads=2, head_dim=16
 )
-# The model chooses `a op b`; it writes the result and the numbers left by itself.
+# The model chooses `a op b`; it writes the result and the numbers left by itself. Lines that it finds
+# less likely than 1% are left out: they are mostly illegal, and a value that was never told so
+# makes a search prefer them, and the policy learn them (docs/experiments.md, 2026-11-21).
 ACTION = ActionConfig(
-    num_candidates=16, opening_tokens=3, max_step_tokens=10, max_completion_tokens=26
+    num_candidates=16,
+    opening_tokens=3,
+    min_probability=0.01,
+    max_step_tokens=10,
+    max_completion_tokens=26,
 )
 PLAY = SearchConfig(
     action=ACTION,
     num_simulations=(64, 48, 6),
-    value_scale=0.3,
     use_oracle=True,
     root_noise=True,
 )
-# Noise makes the training games look at unlikely lines too; answers stay with what play has tried.
-ANSWER = SearchConfig(action=dataclasses.replace(ACTION, min_probability=0.01), value_scale=1.0)
+ANSWER = SearchConfig(action=ACTION, value_scale=1.0)
 
 
 def base(steps: int, seed: int) -> Experiment:
