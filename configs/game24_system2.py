@@ -30,9 +30,9 @@ from train.pipeline import Pipeline, Stage
 MODEL = TransformerConfig(
     vocab_size=109, width=96, num_layers=3, num_heads=6, num_kv_heads=2, head_dim=16
 )
-# The model chooses `a op b`; it writes the result and the numbers left by itself. Lines that it finds
-# less likely than 1% are left out: they are mostly illegal, and a value that was never told so
-# makes a search prefer them, and the policy learn them (docs/experiments.md, 2026-11-21).
+# The model chooses `a op b`; it writes the result and the numbers left by itself. Lines that it
+# finds less likely than 1% are left out: they are mostly illegal, and a value that was never told
+# so makes a search prefer them, and the policy learn them (docs/experiments.md, 2026-11-21).
 ACTION = ActionConfig(
     num_candidates=16,
     opening_tokens=3,
