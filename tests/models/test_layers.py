@@ -66,22 +66,28 @@ def test_softmax_attention_is_that_of_jax():
     np.testing.assert_allclose(got, want, atol=1e-6)
 
 
-def attend_normalized(config, x, raw_temperature):
-    """Scores of one normalised attention layer, by the weights it gives to one-hot values."""
+@pytest.mark.parametrize(
+    ("radius", "raw", "largest"),
+    [(1.5, 100.0, 1.5), (1.5, -2.0, 0.75), (None, 0.0, 2.0), (None, np.log(3.0), 6.0)],
+)
+def test_the_temperature_is_the_score_of_equal_directions(monkeypatch, radius, raw, largest):
+    # With a radius: radius * sigmoid(raw + 2); without one: sqrt(head_dim) * exp(raw).
+    seen = []
+
+    def record(query, key, value, **_):
+        seen.append(jnp.einsum("btnh,btnh->btn", query, key) / np.sqrt(4))
+        return value
+
+    monkeypatch.setattr(attention.taylor, "taylor_attention", record)
+    config = AttentionConfig(kind="taylor", normalize_query_key=True, radius=radius)
     layer = attention.Attention(config, 1, 1, 4, 10_000.0, "float32")
-    arguments = (x, jnp.zeros((1, 1, x.shape[2]), jnp.int32), jnp.ones((1, 1, 1, 1), bool))
-    params = nn.unbox(layer.init(jax.random.key(0), *arguments)["params"])
-    params["temperature"] = jnp.asarray([raw_temperature])
-    bound = layer.bind({"params": params})
-    query = bound._normalize(normal(3, (50, 1, 4)))
-    return jnp.linalg.norm(query, axis=-1).max() / np.sqrt(4)  # |key| = 1, score / sqrt(H)
-
-
-def test_a_radius_bounds_every_score():
-    config = AttentionConfig(kind="taylor", order=3, normalize_query_key=True, radius=1.5)
-    x = normal(0, (1, 1, 1, 8))
-    assert attend_normalized(config, x, 100.0) == pytest.approx(1.5, rel=1e-5)
-    assert attend_normalized(config, x, -2.0) == pytest.approx(0.75, rel=1e-5)  # sigmoid(0)
+    x = normal(0, (1, 1, 3, 8))
+    inputs = (x, jnp.arange(3)[None, None], jnp.ones((1, 1, 3, 3), bool))
+    params = nn.unbox(layer.init(jax.random.key(0), *inputs)["params"])
+    params["key"] = params["query"]
+    params["temperature"] = jnp.asarray([raw])
+    layer.apply({"params": params}, *inputs)
+    np.testing.assert_allclose(seen[-1], largest, rtol=1e-5)
 
 
 def test_unit_length():
