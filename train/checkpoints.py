@@ -193,6 +193,8 @@ def save_params(path: Path | str, params: Any, metadata: Metadata, *, dtype: str
                 metadata=ocp.args.JsonSave(config_json.encode(metadata)),
             ),
         )
+    for marker in Path(path).rglob("commit_success.txt"):
+        marker.write_text("complete\n")  # orbax names the folder, which nobody else has
 
 
 def _train_state(state: TrainState) -> dict[str, Any]:

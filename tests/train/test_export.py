@@ -26,5 +26,7 @@ def test_exported_parameters_are_the_same_in_half_the_bytes(tmp_path, capsys):
     for got, want in zip(jax.tree.leaves(loaded), jax.tree.leaves(params), strict=True):
         np.testing.assert_allclose(got, want, rtol=2**-8)
         assert not np.array_equal(got, want) or np.all(want == 1)
+    for path in (tmp_path / "small").rglob("*"):
+        assert path.is_dir() or str(tmp_path).encode() not in path.read_bytes()
     with pytest.raises(ConfigError, match="exists"):
         export.export(tmp_path / "whole", tmp_path / "small")
