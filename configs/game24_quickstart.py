@@ -9,5 +9,10 @@ from train.pipeline import Pipeline
 
 def get_config() -> Pipeline:
     return game24_system2.circle(
-        base_steps=500, rounds=2, learn_steps=150, random_moves=(0, 1), simulations=(16, 50)
+        base_steps=500,
+        rounds=2,
+        learn_steps=150,
+        random_moves=(0, 1),
+        simulations=(16, 50),
+        ablation_splits=(),
     )

@@ -115,6 +115,7 @@ def circle(
     learn_steps: int,
     random_moves: tuple[int, ...],
     simulations: tuple[int, ...],
+    ablation_splits: tuple[str, ...] = ("test", "train"),
     seed: int = 0,
 ) -> Pipeline:
     """The stages of a run: base, (search, learn) per round, evaluation."""
@@ -159,7 +160,9 @@ def circle(
     table = EvaluationConfig(
         checkpoint=model,
         base_checkpoint="stage:base",
-        methods=standard_methods(search=ANSWER, simulations=simulations),
+        methods=standard_methods(
+            search=ANSWER, simulations=simulations, ablation_splits=ablation_splits
+        ),
         stage=f"after {rounds} rounds",
         batch_size=50,
     )

@@ -2,6 +2,9 @@
 the problems of a config and writes their records.
 """
 
+import dataclasses
+import os
+
 from configs import load
 from search import self_play
 from train import checkpoints, run_folder, show
@@ -19,8 +22,11 @@ def main(argv: list[str]) -> None:
             "a search needs a model that plays; got no checkpoint. Give --checkpoint, the folder "
             "of a `python -m train` run."
         )
-    # A misspelt name leaves no run folder behind.
-    checkpoints.read_metadata(checkpoints.find_step(config.checkpoint))
+    # A misspelt name leaves no run folder behind, and a run that trains on in the meantime does not
+    # change who plays after --resume: the config names one step.
+    step = checkpoints.find_step(config.checkpoint)
+    checkpoints.read_metadata(step)
+    config = dataclasses.replace(config, checkpoint=os.path.relpath(step))
     self_play.load_problems(config)
     folder = run_folder.prepare(
         flags.run_folder,

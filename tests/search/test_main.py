@@ -1,5 +1,6 @@
 """`python -m search` as a user meets it: what it prints, how it exits, and what it leaves alone."""
 
+import shutil
 import sys
 
 import jax
@@ -152,3 +153,17 @@ def test_a_search_stops_resumes_and_is_not_repeated(search, tmp_path, checkpoint
     assert code == EXIT_CONFIG
     assert "run of another config (seed" in error
     assert files(folder) == played
+
+
+def test_a_model_that_trained_on_is_not_mixed_in_on_resume(search, tmp_path, checkpoint):
+    steps = tmp_path / "run" / "checkpoints"
+    steps.mkdir(parents=True)
+    checkpoint.rename(steps / "5")
+    arguments = ["game24_search", *MINUSCULE, "--checkpoint", tmp_path / "run"]
+    arguments += ["--run-folder", tmp_path / "searched", "--resume"]
+    assert search(*arguments)[0] == EXIT_OK
+    before = files(tmp_path / "searched" / "records")
+    shutil.copytree(steps / "5", steps / "10")
+    code, _, error = search(*arguments)
+    assert code == EXIT_CONFIG and "another config" in error
+    assert files(tmp_path / "searched" / "records") == before
