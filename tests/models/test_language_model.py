@@ -10,7 +10,7 @@ import pytest
 from models import cache as caches
 from models.language_model import LanguageModel
 
-TOLERANCE = 1e-5
+TOLERANCE = 3e-6  # the largest difference measured is 1e-6
 TOKENS = jax.random.randint(jax.random.key(1), (3, 12), 0, 23)
 LENGTHS = jnp.asarray([3, 8, 5])
 ROWS = jnp.arange(3)
