@@ -16,6 +16,7 @@ from jaxtyping import Array, Float
 
 from models.cache import Leaf
 from search import proposals, token_model
+from train.errors import ConfigError
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -47,10 +48,10 @@ class SearchConfig:
         sizes = self.num_simulations
         sizes = (sizes,) if isinstance(sizes, int) else sizes
         if not sizes or min(sizes) < 1:
-            raise ValueError(f"a search has at least one simulation; got {self.num_simulations=}.")
+            raise ConfigError(f"a search has at least one simulation; got {self.num_simulations=}.")
         considered, k = self.max_considered_actions, self.action.num_candidates
         if considered is not None and not 1 <= considered < k:
-            raise ValueError(
+            raise ConfigError(
                 "a search considers at least one and fewer actions than it has candidates (the "
                 f"rest must stay unvisited); got max_considered_actions={considered} of {k}."
             )

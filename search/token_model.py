@@ -19,6 +19,7 @@ from models import cache as caches
 from models import language_model
 from models.cache import Leaf
 from search import proposals
+from train.errors import ConfigError
 
 # (problem numbers [B], completions [B, M], lengths [B], asked [B]) as numpy -> outcomes [B].
 Verify = Callable[[np.ndarray, np.ndarray, np.ndarray, np.ndarray], np.ndarray]
@@ -45,18 +46,18 @@ class ActionConfig:
 
     def __post_init__(self):
         if self.num_candidates < 2:
-            raise ValueError(
+            raise ConfigError(
                 f"a search needs at least two candidates per node; got {self.num_candidates}."
             )
         line = self.max_step_tokens if self.kind == "step" else 1
         if not 1 <= self.num_opening_tokens <= line <= self.max_completion_tokens:
-            raise ValueError(
+            raise ConfigError(
                 "an opening has at least one token, a line is no shorter than its opening and a "
                 f"text no shorter than a line; got {self.opening_tokens=}, "
                 f"{self.max_step_tokens=}, {self.max_completion_tokens=}."
             )
         if not 0 <= self.min_probability < 1:
-            raise ValueError(f"min_probability is in [0, 1); got {self.min_probability}.")
+            raise ConfigError(f"min_probability is in [0, 1); got {self.min_probability}.")
 
     @property
     def num_opening_tokens(self) -> int:

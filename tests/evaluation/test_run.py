@@ -163,7 +163,7 @@ def watched_answers(player, tmp_path, use_oracle: bool) -> list[run.Answer]:
             kind="token", num_candidates=size, max_completion_tokens=2
         ),
         num_simulations=size,
-        max_considered_actions=size,
+        max_considered_actions=size - 1,
         use_oracle=use_oracle,
     )  # fmt: skip
     return run.answer_all(
