@@ -7,8 +7,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from models import language_model, transformer
-from search import token_model
+from models import attention, language_model, transformer
+from search import gumbel, token_model
 
 EOS, NEWLINE, VOCAB = 1, 2, 7
 CONFIG = transformer.TransformerConfig(
@@ -105,3 +105,36 @@ def test_only_texts_that_were_asked_about_are_judged():
     judged = jax.jit(lambda s: token_model.judge(s, verify, asked=asked).outcome)(state)
     np.testing.assert_allclose(judged, [0.0, 0.25, 1.0])
     assert dynamics.stop_tokens == (EOS, NEWLINE)
+
+
+def test_a_search_over_taylor_states_reads_just_the_texts():
+    """The fixed-size state of a Taylor model is stored per node like any cache: after a search,
+    the value of every node's text is that of a fresh forward pass."""
+    config = dataclasses.replace(CONFIG, attention=attention.AttentionConfig(kind="taylor"))
+    model = language_model.LanguageModel(config)
+    params = model.init(jax.random.key(1))
+    action = token_model.ActionConfig(
+        num_candidates=4, opening_tokens=1, max_step_tokens=3, max_completion_tokens=8
+    )
+    dynamics = token_model.TokenModel(model, action, EOS, NEWLINE)
+    root = dynamics.start(params, jnp.asarray(PROMPTS), jnp.asarray(LENGTHS), jnp.arange(3))
+    result = gumbel.search(
+        dynamics,
+        params,
+        root,
+        jax.random.key(0),
+        num_simulations=8,
+        config=gumbel.SearchConfig(action=action, max_considered_actions=3),
+    )
+    texts, checked = result.tree.embeddings, 0
+    for row in range(3):
+        for node in range(9):
+            if texts["finished"][row, node]:
+                continue
+            length = int(texts["length"][row, node])
+            text = PROMPTS[row, : LENGTHS[row]].tolist()
+            text += texts["tokens"][row, node, :length].tolist()
+            value = model.outputs(params, jnp.array([text])).value[0, -1]
+            np.testing.assert_allclose(result.tree.raw_values[row, node], value, atol=1e-5)
+            checked += 1
+    assert checked > 6
