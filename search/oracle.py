@@ -35,6 +35,8 @@ class Oracle:
         text = tokenizer.load_tokenizer(self.tokenizer_name)
         outcomes = np.zeros(len(numbers), np.float32)
         for row in np.flatnonzero(ended):
-            completion = text.decode(tokens[row, : lengths[row]].tolist())
-            outcomes[row] = self.problems[int(numbers[row])].verify(completion)
+            ids = tokens[row, : lengths[row]].tolist()
+            if max(ids) >= text.vocab_size or text.pad_id in ids:
+                continue  # no text: decoding would fail, or read past what was written
+            outcomes[row] = self.problems[int(numbers[row])].verify(text.decode(ids))
         return outcomes

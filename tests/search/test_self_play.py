@@ -115,6 +115,9 @@ def test_oracle_judges_texts(monkeypatch):
     wrong = TEXT.encode("10 - 4 = 6 left 5 6 6\n6 * 5 = 30 left 6 30\n30 + 6 = 36")
     tokens = np.array([right, right, right, wrong])
     numbers, asked = np.array([0, 1, 0, 0]), np.array([True, True, False, True])
+    for stray in (TEXT.pad_id, TEXT.vocab_size):  # right but for a token that is no text
+        strange = np.array([[*right[:4], stray, *right[4:]]])
+        assert judge(numbers[:1], strange, np.array([len(right) + 1]), asked[:1]) == [0]
     np.testing.assert_array_equal(
         judge(numbers, tokens, np.full(4, len(right)), asked), [1, 0, 0, 0]
     )
