@@ -7,8 +7,10 @@ from kernels.taylor_attention.api import (
     query_state,
     taylor_attention,
     taylor_attention_step,
+    taylor_attention_sums,
 )
 from kernels.taylor_attention.features import (
+    MAX_FEATURES,
     MAX_ORDER,
     minimax_coefficients,
     num_features,
@@ -20,6 +22,7 @@ from kernels.taylor_attention.state import TaylorState, empty_state
 
 __all__ = [
     "IMPLEMENTATIONS",
+    "MAX_FEATURES",
     "MAX_ORDER",
     "TaylorState",
     "crossover_length",
@@ -32,5 +35,6 @@ __all__ = [
     "query_state",
     "taylor_attention",
     "taylor_attention_step",
+    "taylor_attention_sums",
     "taylor_coefficients",
 ]

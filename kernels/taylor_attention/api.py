@@ -10,6 +10,7 @@ import typing
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from kernels.taylor_attention import features, reference, xla
 from kernels.taylor_attention import state as states
@@ -18,6 +19,11 @@ from kernels.taylor_attention.state import TaylorState
 # Each has the signature of `reference.taylor_attention`. One that is named runs or raises.
 IMPLEMENTATIONS: typing.Mapping[str, typing.Callable] = types.MappingProxyType(
     {"reference": reference.taylor_attention, "xla": xla.taylor_attention}
+)
+# By `jax.default_backend()`: the name that `None` takes instead of "xla", and the function of
+# (query_BTKGH, key_BTKH, value_BTKE, coefficients) that says why it cannot (a sentence), or None.
+PLATFORM_IMPLEMENTATIONS: typing.Mapping[str, tuple[str, typing.Callable[..., str | None]]] = (
+    types.MappingProxyType({})
 )
 DEFAULT_CHUNK_SIZE = 128
 
@@ -29,6 +35,7 @@ def taylor_attention(
     *,
     coefficients: jax.typing.ArrayLike,
     scale: jax.typing.ArrayLike | None = None,
+    log_decay: jax.typing.ArrayLike | None = None,
     segment_ids: jax.Array | None = None,
     initial_state: TaylorState | None = None,
     return_state: bool = False,
@@ -37,8 +44,9 @@ def taylor_attention(
 ) -> typing.Any:
     """Causal attention with exp replaced by a polynomial w of the scaled score.
 
-    out_t = sum_{s<=t} w(x_ts) v_s / sum_{s<=t} w(x_ts),   x_ts = scale q_t . k_s
-    w(x) = sum_n coefficients[n] x^n      Source: Based, arXiv:2402.18668 (order 2).
+    out_t = sum_{s<=t} d^(t-s) w(x_ts) v_s / sum_{s<=t} d^(t-s) w(x_ts),   x_ts = scale q_t . k_s
+    w(x) = sum_n coefficients[n] x^n,   d = exp(log_decay), 1 if None
+    Source: Based, arXiv:2402.18668 (order 2); the decay: RetNet, arXiv:2307.08621, eq. 5.
 
     Args:
       query: [B, T, N, H].
@@ -47,12 +55,14 @@ def taylor_attention(
       coefficients: [p+1] or one row per query head [N, p+1], p <= 8; from `taylor_coefficients` or
         `minimax_coefficients`, or learned. Nothing here keeps w positive: see `positive_radius`.
       scale: a scalar; 1/sqrt(H) if None.
+      log_decay: [K], <= 0, per token; a constant (its gradient is zero).
       segment_ids: int [B, T]. A token sees only its own run of equal neighbouring ids (a document).
       initial_state: keys seen before the first token; they belong to the first segment.
       return_state: also return the state after the last token (of the last segment only).
       chunk_size: tokens treated at once by the linear forms; changes the time, not the result.
-      implementation: "reference" O(T^2) or "xla" O(T); None takes the one with fewer operations
-        (`crossover_length`). A named one runs or raises; there is no fallback.
+      implementation: one of `IMPLEMENTATIONS`: "reference" takes O(T^2), the others O(T). None
+        takes the one with fewer operations (`crossover_length`) that suits the platform. A named
+        one runs or raises; there is no fallback.
 
     Returns:
       [B, T, N, E] in the value's dtype; with return_state also a TaylorState (float32).
@@ -60,36 +70,76 @@ def taylor_attention(
     Error: sums run in float32; agreement between implementations is fixed in tests/kernels. Against
       softmax attention the error is that of w against exp on the scores that occur.
     """
+    numerator, denominator, *state = taylor_attention_sums(
+        query,
+        key,
+        value,
+        coefficients=coefficients,
+        scale=scale,
+        log_decay=log_decay,
+        segment_ids=segment_ids,
+        initial_state=initial_state,
+        return_state=return_state,
+        chunk_size=chunk_size,
+        implementation=implementation,
+    )
+    output = (numerator / denominator[..., None]).astype(value.dtype)
+    return (output, *state) if return_state else output
+
+
+def taylor_attention_sums(
+    query: jax.Array,
+    key: jax.Array,
+    value: jax.Array,
+    *,
+    coefficients: jax.typing.ArrayLike,
+    scale: jax.typing.ArrayLike | None = None,
+    log_decay: jax.typing.ArrayLike | None = None,
+    segment_ids: jax.Array | None = None,
+    initial_state: TaylorState | None = None,
+    return_state: bool = False,
+    chunk_size: int | None = None,
+    implementation: str | None = None,
+) -> typing.Any:
+    """The two sums that `taylor_attention` divides, for branches that share one normaliser.
+
+    Returns:
+      numerator [B, T, N, E] and denominator [B, T, N] in float32 (float64 if an input is that
+      wide); with return_state also a TaylorState.
+    """
     _check(query, key, value, coefficients, segment_ids, initial_state)
-    length = query.shape[1]
-    chunk_size = _checked_chunk_size(chunk_size, length)
+    if chunk_size is not None and chunk_size < 1:
+        raise ValueError(f"chunk_size must be at least 1 token; got {chunk_size=}.")
+    dtype = _sum_dtype(query, key, value)
+    num_kv_heads = key.shape[2]
+    grouped_query = _grouped(query, num_kv_heads)
+    grouped_coefficients = _grouped_coefficients(coefficients, scale, query, num_kv_heads, dtype)
     if implementation is None:
-        num_coefficients = jnp.shape(coefficients)[-1]
-        crossover = crossover_length(query.shape[-1], value.shape[-1], num_coefficients - 1)
-        implementation = "reference" if length <= crossover else "xla"
+        implementation = _choose(grouped_query, key, value, grouped_coefficients)
     if implementation not in IMPLEMENTATIONS:
         raise ValueError(
             f"implementation must be one of {sorted(IMPLEMENTATIONS)} or None; "
             f"got {implementation!r}."
         )
-    grouped_query, key_, value_, grouped_coefficients, precision = _prepare(
-        query, key, value, coefficients, scale
-    )
+    if implementation != "reference" or initial_state is not None or return_state:
+        features.check_size(query.shape[-1], grouped_coefficients.shape[-1] - 1)
     if initial_state is not None:
-        initial_state = jax.tree.map(lambda x: x.astype(key_.dtype), initial_state)
-    output, state = IMPLEMENTATIONS[implementation](
+        initial_state = jax.tree.map(lambda x: x.astype(dtype), initial_state)
+    (numerator, denominator), state = IMPLEMENTATIONS[implementation](
         grouped_query,
-        key_,
-        value_,
+        key,
+        value,
         coefficients=grouped_coefficients,
+        log_decay_K=_checked_log_decay(log_decay, num_kv_heads, dtype),
         runs=None if segment_ids is None else _runs(segment_ids),
         initial_state=initial_state,
         return_state=return_state,
         chunk_size=chunk_size,
-        precision=precision,
+        precision=_precision(jnp.result_type(query, key, value)),
     )
-    output = output.reshape(*query.shape[:-1], value.shape[-1]).astype(value.dtype)
-    return (output, state) if return_state else output
+    numerator = numerator.reshape(*query.shape[:-1], value.shape[-1])
+    denominator = denominator.reshape(query.shape[:-1])
+    return (numerator, denominator, state) if return_state else (numerator, denominator)
 
 
 def taylor_attention_step(
@@ -100,6 +150,7 @@ def taylor_attention_step(
     *,
     coefficients: jax.typing.ArrayLike,
     scale: jax.typing.ArrayLike | None = None,
+    log_decay: jax.typing.ArrayLike | None = None,
 ) -> tuple[jax.Array, TaylorState]:
     """One token: adds its key to the state, then reads it. Constant time and memory per token.
 
@@ -116,18 +167,23 @@ def taylor_attention_step(
         )
     query, key, value = query[:, None], key[:, None], value[:, None]
     _check(query, key, value, coefficients, None, state)
-    grouped_query, key_, value_, coefficients_, precision = _prepare(
-        query, key, value, coefficients, scale
+    dtype = _sum_dtype(query, key, value)
+    num_kv_heads = key.shape[2]
+    coefficients = _grouped_coefficients(coefficients, scale, query, num_kv_heads, dtype)
+    precision = _precision(jnp.result_type(query, key, value))
+    state = states.add(
+        state,
+        key.astype(dtype).transpose(0, 2, 3, 1),
+        value.astype(dtype).transpose(0, 2, 1, 3),
+        jnp.ones(key.shape[:2], bool),
+        order=coefficients.shape[-1] - 1,
+        log_decay_K=_checked_log_decay(log_decay, num_kv_heads, dtype),
+        precision=precision,
     )
-    order = coefficients_.shape[-1] - 1
-    keep = jnp.ones(key.shape[:2], bool)
-    key_BKHT, value_BKTE = key_.transpose(0, 2, 3, 1), value_.transpose(0, 2, 1, 3)
-    state = states.add(state, key_BKHT, value_BKTE, keep, order, precision)
-    numerator, denominator = states.read(
-        state, grouped_query.transpose(0, 2, 3, 4, 1), coefficients_, precision
-    )
-    output = (numerator / denominator[..., None]).reshape(*query.shape[:1], *query.shape[2:3], -1)
-    return output.astype(value.dtype), state
+    query_BKGHT = _grouped(query, num_kv_heads).astype(dtype).transpose(0, 2, 3, 4, 1)
+    numerator, denominator = states.read(state, query_BKGHT, coefficients, precision)
+    output = numerator / denominator[..., None]
+    return output.reshape(query.shape[0], query.shape[2], -1).astype(value.dtype), state
 
 
 def query_state(
@@ -136,6 +192,8 @@ def query_state(
     *,
     coefficients: jax.typing.ArrayLike,
     scale: jax.typing.ArrayLike | None = None,
+    log_decay: jax.typing.ArrayLike | None = None,
+    distance: jax.typing.ArrayLike | None = None,
 ) -> tuple[jax.Array, jax.Array]:
     """The unnormalised parts of attention over the keys in a state, for a shared normaliser.
 
@@ -143,30 +201,34 @@ def query_state(
 
     Args:
       query: [B, T, N, H]; no order among the T: each sees the whole state.
+      log_decay: [K]; needs a distance, int [B, T] or a scalar: tokens from the last key in the
+        state to the query (1 for the query that follows it).
 
     Returns:
       numerator [B, T, N, E] and denominator [B, T, N], in the state's dtype.
     """
     batch_size, length, num_heads, head_dim = query.shape
-    _check_coefficients(coefficients, num_heads)
-    _check_state(
-        state,
-        batch_size,
-        state.numerator.shape[1],
-        head_dim,
-        state.numerator.shape[-1],
-        coefficients,
-    )
     num_kv_heads = state.numerator.shape[1]
+    _check_coefficients(coefficients, num_heads)
+    _check_state(state, batch_size, num_kv_heads, head_dim, state.numerator.shape[-1], coefficients)
     _check_heads(num_heads, num_kv_heads)
+    if (log_decay is None) != (distance is None):
+        raise ValueError(
+            f"log_decay and distance go together; got {log_decay=} and {distance=}. Pass both, or "
+            "neither for a state that does not decay."
+        )
     dtype = state.numerator.dtype
-    grouped_query = _scaled_and_grouped(query, num_kv_heads, scale, dtype).transpose(0, 2, 3, 4, 1)
     numerator, denominator = states.read(
         state,
-        grouped_query,
-        _grouped_coefficients(coefficients, num_kv_heads, dtype),
+        _grouped(query, num_kv_heads).astype(dtype).transpose(0, 2, 3, 4, 1),
+        _grouped_coefficients(coefficients, scale, query, num_kv_heads, dtype),
         _precision(query.dtype),
     )
+    log_decay_K = _checked_log_decay(log_decay, num_kv_heads, dtype)
+    if log_decay_K is not None:
+        distance_BT = jnp.broadcast_to(jnp.asarray(distance, dtype), (batch_size, length))
+        decay = jnp.exp(log_decay_K[:, None] * distance_BT[:, None])[:, :, None]  # [B, K, 1, T]
+        numerator, denominator = numerator * decay[..., None], denominator * decay
     numerator = numerator.transpose(0, 3, 1, 2, 4).reshape(batch_size, length, num_heads, -1)
     denominator = denominator.transpose(0, 3, 1, 2).reshape(batch_size, length, num_heads)
     return numerator, denominator
@@ -178,6 +240,7 @@ def fold(
     value: jax.Array,
     mask: jax.Array | None = None,
     *,
+    log_decay: jax.typing.ArrayLike | None = None,
     chunk_size: int | None = None,
 ) -> TaylorState:
     """The state with more keys in it.
@@ -186,6 +249,7 @@ def fold(
       key: [B, T, K, H].
       value: [B, T, K, E].
       mask: [B, T], 1 = the key is added; all of them if None. Ragged rows end in zeros.
+      log_decay: [K]; every key added ages those before it, a masked one ages nothing.
     """
     if key.ndim != 4 or value.ndim != 4 or key.shape[:3] != value.shape[:3]:
         raise ValueError(
@@ -193,15 +257,17 @@ def fold(
         )
     if mask is not None and mask.shape != key.shape[:2]:
         raise ValueError(f"the mask must be [B,T] = {key.shape[:2]}; got {mask.shape}.")
-    order = _order_of(state, key.shape[-1])
+    if chunk_size is not None and chunk_size < 1:
+        raise ValueError(f"chunk_size must be at least 1 token; got {chunk_size=}.")
     dtype = state.numerator.dtype
     return xla.fold(
         state,
         key.astype(dtype),
         value.astype(dtype),
         jnp.ones(key.shape[:2], bool) if mask is None else mask.astype(bool),
-        order=order,
-        chunk_size=_checked_chunk_size(chunk_size, key.shape[1]),
+        order=_order_of(state, key.shape[-1]),
+        log_decay_K=_checked_log_decay(log_decay, key.shape[2], dtype),
+        chunk_size=chunk_size,
         precision=_precision(key.dtype),
     )
 
@@ -219,31 +285,53 @@ def crossover_length(
     return chunk_size + linear / (head_dim + value_dim + order)
 
 
-def _prepare(query, key, value, coefficients, scale):
-    """Float32 (or wider) arrays, the query scaled and grouped; the precision of the products."""
-    dtype = jnp.promote_types(jnp.result_type(query, key, value), jnp.float32)
-    num_kv_heads = key.shape[2]
-    return (
-        _scaled_and_grouped(query, num_kv_heads, scale, dtype),
-        key.astype(dtype),
-        value.astype(dtype),
-        _grouped_coefficients(coefficients, num_kv_heads, dtype),
-        _precision(jnp.result_type(query, key, value)),
-    )
+def _choose(query_BTKGH, key, value, coefficients) -> str:
+    """The implementation that `None` stands for."""
+    order, value_dim = coefficients.shape[-1] - 1, value.shape[-1]
+    if query_BTKGH.shape[1] <= crossover_length(query_BTKGH.shape[-1], value_dim, order):
+        return "reference"
+    platform = PLATFORM_IMPLEMENTATIONS.get(jax.default_backend())
+    if platform is not None:
+        name, obstacle = platform
+        if obstacle(query_BTKGH, key, value, coefficients) is None:
+            return name
+    return "xla"
 
 
-def _scaled_and_grouped(query, num_kv_heads, scale, dtype):
+def _sum_dtype(*arrays):
+    return jnp.promote_types(jnp.result_type(*arrays), jnp.float32)
+
+
+def _grouped(query, num_kv_heads):
+    """[B, T, N, H] -> [B, T, K, G, H]."""
     batch_size, length, num_heads, head_dim = query.shape
-    scale = 1 / math.sqrt(head_dim) if scale is None else scale
-    query = query.astype(dtype) * jnp.asarray(scale, dtype)
     return query.reshape(batch_size, length, num_kv_heads, num_heads // num_kv_heads, head_dim)
 
 
-def _grouped_coefficients(coefficients, num_kv_heads, dtype):
+def _grouped_coefficients(coefficients, scale, query, num_kv_heads, dtype):
+    """[p+1] or [K, G, p+1], those of a polynomial of the unscaled score: a_n scale^n."""
+    scale = jnp.asarray(1 / math.sqrt(query.shape[-1]) if scale is None else scale, dtype)
     coefficients = jnp.asarray(coefficients, dtype)
+    coefficients = coefficients * jnp.stack([scale**n for n in range(coefficients.shape[-1])])
     if coefficients.ndim == 1:
         return coefficients
     return coefficients.reshape(num_kv_heads, -1, coefficients.shape[-1])
+
+
+def _checked_log_decay(log_decay, num_kv_heads: int, dtype) -> jax.Array | None:
+    if log_decay is None:
+        return None
+    if jnp.shape(log_decay) != (num_kv_heads,):
+        raise ValueError(
+            f"log_decay must be [K], one number per key head ({num_kv_heads}); got "
+            f"{jnp.shape(log_decay)}. Repeat it if all heads decay alike."
+        )
+    if not isinstance(log_decay, jax.core.Tracer) and np.any(np.asarray(log_decay) > 0):
+        raise ValueError(
+            f"log_decay must not be positive, or old keys would grow; got {log_decay}. "
+            "Pass log(decay) with 0 < decay <= 1."
+        )
+    return jax.lax.stop_gradient(jnp.asarray(log_decay, dtype))
 
 
 def _precision(dtype) -> jax.lax.Precision | None:
@@ -255,12 +343,6 @@ def _runs(segment_ids: jax.Array) -> jax.Array:
     """[B, T] -> [B, T]: 0 for the first run of equal ids, 1 for the next, and so on."""
     changes = segment_ids[:, 1:] != segment_ids[:, :-1]
     return jnp.pad(jnp.cumsum(changes, axis=1, dtype=jnp.int32), ((0, 0), (1, 0)))
-
-
-def _checked_chunk_size(chunk_size: int | None, length: int) -> int:
-    if chunk_size is not None and chunk_size < 1:
-        raise ValueError(f"chunk_size must be at least 1 token; got {chunk_size=}.")
-    return min(DEFAULT_CHUNK_SIZE if chunk_size is None else chunk_size, length)
 
 
 def _check(query, key, value, coefficients, segment_ids, initial_state):

@@ -21,6 +21,7 @@ import jax.numpy as jnp
 import numpy as np
 
 MAX_ORDER = 8
+MAX_FEATURES = 13_000  # order 8 at H = 8 has 12,870; beyond it a state no longer pays
 
 
 def num_features(head_dim: int, order: int) -> int:
@@ -177,6 +178,16 @@ def positive_radius(coefficients: np.ndarray) -> float:
     roots = np.polynomial.polynomial.polyroots(np.trim_zeros(coefficients, "b"))
     real = np.abs(roots[np.abs(roots.imag) <= 1e-7 * (1 + np.abs(roots))])
     return float(real.min()) if real.size else math.inf
+
+
+def check_size(head_dim: int, order: int) -> None:
+    """Refuses what would not fit: more than MAX_FEATURES features."""
+    if num_features(head_dim, order) > MAX_FEATURES:
+        raise ValueError(
+            f"the linear form holds at most P = {MAX_FEATURES:,} features; order {order} at head "
+            f"width H = {head_dim} has C(H+p, p) = {num_features(head_dim, order):,}. Lower the "
+            'order or the width, or take implementation="reference" without a state.'
+        )
 
 
 def _check_order(order: int) -> None:

@@ -65,17 +65,37 @@ def add(
     key_BKHT: jax.Array,
     value_BKTE: jax.Array,
     keep_BT: jax.Array,
+    *,
     order: int,
+    log_decay_K: jax.Array | None,
     precision: jax.lax.Precision | None,
 ) -> TaylorState:
-    """The state with more keys in it; those with keep = 0 add nothing."""
+    """The state with more keys in it; those with keep = 0 add nothing and age nothing."""
     phi = features.key_features(key_BKHT, order)
-    keep = keep_BT.astype(phi.dtype)
-    values = value_BKTE * keep[:, None, :, None]
+    before, weight = ages(keep_BT, log_decay_K, phi.dtype)
+    values = value_BKTE * weight[..., None]
+    numerator = jnp.einsum("bkpt,bkte->bkpe", phi, values, precision=precision)
+    weight = jnp.broadcast_to(weight, values.shape[:-1])
+    denominator = jnp.einsum("bkpt,bkt->bkp", phi, weight, precision=precision)
     return TaylorState(
-        numerator=state.numerator + jnp.einsum("bkpt,bkte->bkpe", phi, values, precision=precision),
-        denominator=state.denominator + jnp.einsum("bkpt,bt->bkp", phi, keep, precision=precision),
+        numerator=state.numerator * before[..., None, None] + numerator,
+        denominator=state.denominator * before[..., None] + denominator,
     )
+
+
+def ages(
+    keep_BT: jax.Array, log_decay_K: jax.Array | None, dtype: jax.typing.DTypeLike
+) -> tuple[jax.Array, jax.Array]:
+    """What is left after T tokens of the state before them [B,K] and of each of them [B,K,T].
+
+    Without decay K is 1: the factors are 1 and keep.
+    """
+    keep = keep_BT.astype(dtype)[:, None]  # [B, 1, T]
+    if log_decay_K is None:
+        return jnp.ones((keep.shape[0], 1), dtype), keep
+    seen = jnp.cumsum(keep, axis=-1)
+    weight = keep * jnp.exp(log_decay_K[:, None] * (seen[..., -1:] - seen))
+    return jnp.exp(log_decay_K * seen[..., -1]), weight
 
 
 def forget(state: TaylorState, rows: jax.Array) -> TaylorState:

@@ -13,6 +13,8 @@ from kernels.taylor_attention import features
 from kernels.taylor_attention import state as states
 from kernels.taylor_attention.state import TaylorState
 
+CHUNK_SIZE = 128
+
 
 def taylor_attention(
     query_BTKGH: jax.Array,
@@ -20,13 +22,19 @@ def taylor_attention(
     value_BTKE: jax.Array,
     *,
     coefficients: jax.Array,
+    log_decay_K: jax.Array | None,
     runs: jax.Array | None,
     initial_state: TaylorState | None,
     return_state: bool,
-    chunk_size: int,
+    chunk_size: int | None,
     precision: jax.lax.Precision | None,
-) -> tuple[jax.Array, TaylorState | None]:
-    """Attention in O(T). Arguments as `api` prepares them: float32, grouped, the query scaled."""
+) -> tuple[tuple[jax.Array, jax.Array], TaylorState | None]:
+    """The sums in O(T); arguments and results as in `reference.taylor_attention`."""
+    dtype = coefficients.dtype
+    query_BTKGH, key_BTKH, value_BTKE = (
+        x.astype(dtype) for x in (query_BTKGH, key_BTKH, value_BTKE)
+    )
+    chunk_size = min(chunk_size or CHUNK_SIZE, query_BTKGH.shape[1])
     batch_size, length, num_kv_heads, num_groups, head_dim = query_BTKGH.shape
     value_dim = value_BTKE.shape[-1]
     order = coefficients.shape[-1] - 1
@@ -37,9 +45,11 @@ def taylor_attention(
             head_dim=head_dim,
             value_dim=value_dim,
             order=order,
-            dtype=key_BTKH.dtype,
+            dtype=dtype,
         )
-    causal = jnp.tril(jnp.ones((chunk_size, chunk_size), bool))
+    token = jnp.arange(chunk_size)
+    age = token[:, None] - token[None, :]
+    causal = age >= 0
 
     def one_chunk(carry, chunk):
         state, run = carry  # run [B]: the segment whose keys are in the state
@@ -47,6 +57,10 @@ def taylor_attention(
         score = jnp.einsum("bkght,bkhs->bkgts", query, key, precision=precision)
         weight = features.polynomial(score, coefficients[..., None, None, :])
         past, past_weight = states.read(state, query, coefficients, precision)
+        if log_decay_K is not None:
+            weight = weight * jnp.exp(log_decay_K[:, None, None, None] * jnp.maximum(age, 0))
+            decay = jnp.exp(log_decay_K[:, None] * (token + 1))[:, None]  # [K, 1, C]
+            past, past_weight = past * decay[..., None], past_weight * decay
         visible = causal
         if chunk_runs is not None:
             visible = causal & (chunk_runs[:, :, None] == chunk_runs[:, None, :])
@@ -59,7 +73,9 @@ def taylor_attention(
         weight = jnp.where(visible, weight, 0)
         numerator = past + jnp.einsum("bkgts,bkse->bkgte", weight, value, precision=precision)
         denominator = past_weight + weight.sum(-1)
-        state = states.add(state, key, value, keep, order, precision)
+        state = states.add(
+            state, key, value, keep, order=order, log_decay_K=log_decay_K, precision=precision
+        )
         return (state, run), (numerator, denominator)
 
     keep = jnp.ones((batch_size, length), bool)
@@ -74,12 +90,11 @@ def taylor_attention(
     body = jax.checkpoint(one_chunk, prevent_cse=False)
     (state, _), (numerator, denominator) = jax.lax.scan(body, carry, chunks)
 
-    # Divide after the padding is gone: its denominators can be 0.
     numerator = numerator.transpose(1, 0, 4, 2, 3, 5)
     numerator = numerator.reshape(batch_size, -1, num_kv_heads, num_groups, value_dim)[:, :length]
     denominator = denominator.transpose(1, 0, 4, 2, 3)
     denominator = denominator.reshape(batch_size, -1, num_kv_heads, num_groups)[:, :length]
-    return numerator / denominator[..., None], state if return_state else None
+    return (numerator, denominator), state if return_state else None
 
 
 def fold(
@@ -89,14 +104,19 @@ def fold(
     keep_BT: jax.Array,
     *,
     order: int,
-    chunk_size: int,
+    log_decay_K: jax.Array | None,
+    chunk_size: int | None,
     precision: jax.lax.Precision | None,
 ) -> TaylorState:
     """Adds keys to the state chunk by chunk, so that no more than a chunk of features exists."""
+    chunk_size = min(chunk_size or CHUNK_SIZE, key_BTKH.shape[1])
 
     def one_chunk(state, chunk):
         key, value, keep = chunk
-        return states.add(state, key, value, keep, order, precision), None
+        state = states.add(
+            state, key, value, keep, order=order, log_decay_K=log_decay_K, precision=precision
+        )
+        return state, None
 
     chunks = (
         _chunks(key_BTKH, chunk_size).transpose(1, 0, 3, 4, 2),

@@ -42,12 +42,24 @@ def empty(query, key, value, order):
 
 
 @functools.partial(jax.jit, static_argnames=("implementation", "chunk_size"))
-def attend(query, key, value, state, coefficients, segments=None, *, implementation, chunk_size=8):
+def attend(
+    query,
+    key,
+    value,
+    state,
+    coefficients,
+    segments=None,
+    log_decay=None,
+    *,
+    implementation,
+    chunk_size=8,
+):
     return taylor.taylor_attention(
         query,
         key,
         value,
         coefficients=coefficients,
+        log_decay=log_decay,
         segment_ids=segments,
         initial_state=state,
         return_state=True,
@@ -57,13 +69,15 @@ def attend(query, key, value, state, coefficients, segments=None, *, implementat
 
 
 @functools.partial(jax.jit, static_argnames="implementation")
-def attend_vjp(query, key, value, state, coefficients, segments, cotangents, *, implementation):
-    run = lambda *a: attend(*a, segments, implementation=implementation)  # noqa: E731
+def attend_vjp(
+    query, key, value, state, coefficients, segments, log_decay, cotangents, *, implementation
+):
+    run = lambda *a: attend(*a, segments, log_decay, implementation=implementation)  # noqa: E731
     out, vjp = jax.vjp(run, query, key, value, state, coefficients)
     return out, vjp(cotangents)
 
 
-def numpy_attention(query, key, value, coefficients, segments, scale):
+def numpy_attention(query, key, value, coefficients, segments, scale, log_decay=None):
     """Four loops in float64: nothing shared with the code under test."""
     query, key, value = (np.asarray(x, np.float64) for x in (query, key, value))
     out = np.zeros((*query.shape[:3], value.shape[-1]))
@@ -75,14 +89,20 @@ def numpy_attention(query, key, value, coefficients, segments, scale):
                 continue
             x = scale * query[b, t, n] @ key[b, s, n // group]
             weight = sum(float(a) * x**i for i, a in enumerate(coefficients))
+            if log_decay is not None:
+                weight *= np.exp(float(log_decay[n // group]) * (t - s))
             out[b, t, n] += weight * value[b, s, n // group]
             total += weight
         out[b, t, n] /= total
     return out
 
 
+DECAY = jnp.asarray([-0.3, -0.01])
+
+
+@pytest.mark.parametrize("log_decay", [None, DECAY], ids=["", "decay"])
 @pytest.mark.parametrize("implementation", taylor.IMPLEMENTATIONS)
-def test_output_is_the_formula(implementation):
+def test_output_is_the_formula(implementation, log_decay):
     query, key, value, _, coefficients, segments = inputs(13, order=4)
     got = taylor.taylor_attention(
         query,
@@ -90,28 +110,32 @@ def test_output_is_the_formula(implementation):
         value,
         coefficients=coefficients,
         scale=0.3,
+        log_decay=log_decay,
         segment_ids=segments,
         chunk_size=4,
         implementation=implementation,
     )
-    want = numpy_attention(query, key, value, np.asarray(coefficients), np.asarray(segments), 0.3)
+    want = numpy_attention(
+        query, key, value, np.asarray(coefficients), np.asarray(segments), 0.3, log_decay
+    )
     assert_close("out", got, want, 5e-7)
 
 
 @pytest.mark.parametrize(
-    ("order", "heads", "length", "packed"),
+    ("order", "heads", "length", "packed", "decays"),
     [
-        (0, (2, 2), 8, False),
-        (1, (2, 1), 21, False),  # 21 is not a whole number of chunks
-        (2, (4, 2), 1, False),
-        (2, (4, 2), 8, False),
-        (2, (4, 2), 21, True),
-        (3, (2, 2), 21, True),
-        (4, (2, 1), 21, False),
-        (8, (2, 1), 21, True),
+        (0, (2, 2), 8, False, False),
+        (1, (2, 1), 21, False, False),  # 21 is not a whole number of chunks
+        (2, (4, 2), 1, False, False),
+        (2, (4, 2), 8, False, True),
+        (2, (4, 2), 21, True, False),
+        (2, (4, 2), 21, True, True),
+        (3, (2, 2), 21, True, False),
+        (4, (2, 1), 21, False, True),
+        (8, (2, 1), 21, True, False),
     ],
 )
-def test_values_and_all_gradients_match_the_reference(order, heads, length, packed):
+def test_values_and_all_gradients_match_the_reference(order, heads, length, packed, decays):
     width = 2 if order == 8 else 6
     query, key, value, state, coefficients, segments = inputs(
         length, order=order, heads=heads[0], kv_heads=heads[1], width=width
@@ -126,7 +150,8 @@ def test_values_and_all_gradients_match_the_reference(order, heads, length, pack
         ((*query.shape[:3], value.shape[-1]), jax.tree.map(jnp.shape, state)),
         is_leaf=lambda x: isinstance(x, tuple) and isinstance(x[0], int),
     )
-    arguments = (query, key, value, state, coefficients, segments, cotangents)
+    log_decay = DECAY[: heads[1]] if decays else None
+    arguments = (query, key, value, state, coefficients, segments, log_decay, cotangents)
     want, want_gradients = attend_vjp(*arguments, implementation="reference")
     got, got_gradients = attend_vjp(*arguments, implementation="xla")
     for name, g, w in zip(
@@ -219,22 +244,29 @@ def test_result_does_not_depend_on_the_chunk_size(chunk_size):
         assert_close("chunked", g, w, 1e-6)
 
 
+@pytest.mark.parametrize("log_decay", [None, DECAY], ids=["", "decay"])
 @pytest.mark.parametrize("implementation", taylor.IMPLEMENTATIONS)
-def test_two_halves_and_single_steps_equal_the_whole(implementation):
+def test_two_halves_and_single_steps_equal_the_whole(implementation, log_decay):
     query, key, value, state, coefficients, _ = inputs(11, order=4)
-    whole, last = attend(query, key, value, state, coefficients, implementation=implementation)
-    first, middle = attend(
-        query[:, :6], key[:, :6], value[:, :6], state, coefficients, implementation=implementation
+    run = functools.partial(
+        attend, coefficients=coefficients, log_decay=log_decay, implementation=implementation
     )
+    whole, last = run(query, key, value, state)
+    first, middle = run(query[:, :6], key[:, :6], value[:, :6], state)
     assert_close("first half", first, whole[:, :6], 1e-6)
-    second, end = attend(
-        query[:, 6:], key[:, 6:], value[:, 6:], middle, coefficients, implementation=implementation
-    )
+    second, end = run(query[:, 6:], key[:, 6:], value[:, 6:], middle)
     assert_close("second half", second, whole[:, 6:], 1e-6)
     assert_close("state", end.numerator, last.numerator, 1e-6)
     step = jax.jit(taylor.taylor_attention_step)
     for t in range(11):
-        out, state = step(query[:, t], key[:, t], value[:, t], state, coefficients=coefficients)
+        out, state = step(
+            query[:, t],
+            key[:, t],
+            value[:, t],
+            state,
+            coefficients=coefficients,
+            log_decay=log_decay,
+        )
         assert_close(f"step {t}", out, whole[:, t], 1e-6)
     assert_close("state", state.numerator, last.numerator, 1e-6)
     assert_close("state", state.denominator, last.denominator, 1e-6)
@@ -281,6 +313,54 @@ def test_grouped_heads_equal_repeated_keys(implementation):
         implementation=implementation,
     )
     assert_close("coefficients of head 3", run(query, key, value)[:, :, 3:], alone, 1e-6)
+
+
+def test_sums_are_what_attention_divides():
+    query, key, value, state, coefficients, segments = inputs(21)
+    numerator, denominator, after = jax.jit(
+        functools.partial(
+            taylor.taylor_attention_sums, implementation="xla", return_state=True, chunk_size=8
+        )
+    )(query, key, value, coefficients=coefficients, segment_ids=segments, initial_state=state)
+    want, last = attend(query, key, value, state, coefficients, segments, implementation="xla")
+    assert_close("output", numerator / denominator[..., None], want, 1e-6)
+    assert_close("state", after.numerator, last.numerator, 1e-6)
+
+
+def test_a_decaying_state_is_folded_ragged_and_read_at_a_distance():
+    query, key, value, _, coefficients, _ = inputs(10)
+    lengths = (7, 9)
+    mask = jnp.arange(10) < jnp.asarray(lengths)[:, None]  # a masked key ages nothing
+    fold = jax.jit(functools.partial(taylor.fold, chunk_size=4))
+    state = fold(empty(query, key, value, 2), key, value, mask, log_decay=DECAY)
+    sums = jax.jit(taylor.query_state)(
+        query, state, coefficients=coefficients, log_decay=DECAY, distance=jnp.arange(1, 11)
+    )
+    # The same with every key at hand: score, polynomial and decay in numpy.
+    for b, t, n in np.ndindex(2, 10, 4):
+        keys, values = (np.asarray(x[b, : lengths[b], n // 2], np.float64) for x in (key, value))
+        x = keys @ np.asarray(query[b, t, n], np.float64) / np.sqrt(6)
+        weight = np.polynomial.polynomial.polyval(x, np.asarray(coefficients, np.float64))
+        age = t + lengths[b] - np.arange(lengths[b])  # the first query follows the last key
+        weight = weight * np.exp(float(DECAY[n // 2]) * age)
+        assert sums[0][b, t, n] == pytest.approx(weight @ values, abs=1e-5)
+        assert sums[1][b, t, n] == pytest.approx(weight.sum(), abs=1e-5)
+
+
+def test_reading_a_decaying_state_needs_the_distance():
+    query, *_, state, coefficients, _ = inputs(3)
+    with pytest.raises(ValueError, match="log_decay and distance go together"):
+        taylor.query_state(query, state, coefficients=coefficients, log_decay=DECAY)
+
+
+def test_more_features_than_the_linear_form_holds_are_refused():
+    x = jnp.zeros((1, 3, 1, 64))
+    run = functools.partial(
+        taylor.taylor_attention, x, x, x, coefficients=taylor.taylor_coefficients(4)
+    )
+    with pytest.raises(ValueError, match=r"order 4 at head width H = 64 .* 814,385.*reference"):
+        run(implementation="xla")
+    assert run().shape == x.shape  # the quadratic form has no such limit
 
 
 def test_high_minimax_order_is_softmax_attention():
@@ -345,7 +425,8 @@ def test_a_missing_implementation_is_chosen_by_the_crossover(monkeypatch):
     def record(name):
         def run(query, key, value, **kwargs):
             seen.append(name)
-            return jnp.zeros((*query.shape[:-1], value.shape[-1])), None
+            numerator = jnp.zeros((*query.shape[:-1], value.shape[-1]))
+            return (numerator, numerator[..., 0]), None
 
         return run
 
@@ -376,6 +457,8 @@ GOOD = {"query": (2, 5, 4, 6), "key": (2, 5, 2, 6), "value": (2, 5, 2, 3)}
         ({"coefficients": np.ones((3, 3))}, "one row per query head"),
         ({"implementation": "fast"}, "implementation must be one of"),
         ({"chunk_size": 0}, "at least 1"),
+        ({"log_decay": np.zeros(4)}, r"log_decay must be \[K\]"),
+        ({"log_decay": np.asarray([0.0, 0.1])}, "not be positive"),
         ({"segment_ids": jnp.zeros((2, 4), jnp.int32)}, "segment_ids"),
         ({"dtype": jnp.int32}, "floating point"),
         (
