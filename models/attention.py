@@ -8,11 +8,14 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Bool, Float, Int
+from jaxtyping import Array, Float
 
 from kernels import taylor_attention as taylor
+from models import attention_sums as sums
 from models import cache as caches
 from models import layers
+from models.short_convolution import ShortConvolution
+from models.view import View
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -30,6 +33,9 @@ class AttentionConfig:
     radius: float | None = None
     """Upper bound of the temperature, and so of |score|, with normalize_query_key. Odd orders need
     one below the root of their polynomial, where weights turn negative."""
+    short_conv_width: int = 0
+    """Tokens that a short causal convolution on queries, keys and values mixes (4 is usual); 0:
+    none. Induction and recall want it."""
 
     def __post_init__(self):
         if self.radius is not None and not (self.normalize_query_key and self.radius > 0):
@@ -37,6 +43,11 @@ class AttentionConfig:
                 "a radius bounds the temperature of normalised queries and must be positive; got "
                 f"radius={self.radius}, normalize_query_key={self.normalize_query_key}. "
                 "Set normalize_query_key=True or leave radius out."
+            )
+        if self.short_conv_width == 1 or self.short_conv_width < 0:
+            raise ValueError(
+                "a short convolution mixes at least 2 tokens, 0 means none; got "
+                f"short_conv_width={self.short_conv_width}. The usual width is 4."
             )
         if self.kind == "softmax":
             return
@@ -63,108 +74,6 @@ class AttentionConfig:
         return taylor.taylor_coefficients(self.order)
 
 
-def softmax_attention(
-    query: Float[Array, "B R T N H"],
-    own: caches.KeyValues,
-    own_mask: Bool[Array, "#B #R T U"],
-    prefix: caches.KeyValues | None = None,
-    prefix_mask: Bool[Array, "B S"] | None = None,
-) -> Float[Array, "B R T N H"]:
-    """Scaled dot-product attention over `[prefix, own lane]` with one softmax.
-
-    `own`: `[B, R, U, K, H]`, `prefix`: `[B, S, K, H]` seen by all R lanes; masks are True where a
-    query may look. K key/value heads serve N = K * G query heads. Scores and sums run in float32.
-    """
-    scores = _scores(query, own.key, own_mask)
-    if prefix is not None:
-        assert prefix_mask is not None
-        seen = _scores(query, prefix.key, prefix_mask[:, None, None])
-        scores = jnp.concatenate([seen, scores], axis=-1)
-    # A query that sees nothing (padding) gets zeros instead of NaN.
-    peak = jnp.maximum(jnp.max(scores, axis=-1, keepdims=True), -1e30)
-    weights = jnp.exp(scores - jax.lax.stop_gradient(peak))
-    weights = weights / jnp.maximum(jnp.sum(weights, axis=-1, keepdims=True), 1e-30)
-
-    split = 0 if prefix is None else prefix.key.shape[1]
-    out = _mix(weights[..., split:], own.value)
-    if prefix is not None:
-        out += _mix(weights[..., :split], prefix.value)
-    return _join_heads(out).astype(query.dtype)
-
-
-def polynomial_attention(
-    query: Float[Array, "B R T N H"],
-    own: caches.KeyValues,
-    own_mask: Bool[Array, "#B #R T U"],
-    prefix: caches.KeyValues | taylor.TaylorState | None = None,
-    prefix_mask: Bool[Array, "B S"] | None = None,
-    *,
-    coefficients: np.ndarray,
-) -> Float[Array, "B R T N H"]:
-    """As `softmax_attention` with a polynomial for exp; the prefix may also be a Taylor state.
-
-    The parts are added before the division: one normaliser for prefix and own lane.
-    """
-    weights = _polynomial_weights(_scores(query, own.key, own_mask), coefficients)
-    out, total = _mix(weights, own.value), jnp.sum(weights, axis=-1)
-    if isinstance(prefix, taylor.TaylorState):
-        batch, lanes, length, num_heads, head_dim = query.shape
-        flat = query.reshape(batch, lanes * length, num_heads, head_dim)
-        past, past_total = taylor.query_state(flat, prefix, coefficients=coefficients)
-        out += _split_heads(past.reshape(query.shape), out.shape[2])
-        past_total = past_total.reshape(*query.shape[:-1], 1)
-        total += _split_heads(past_total, out.shape[2])[..., 0]
-    elif prefix is not None:
-        assert prefix_mask is not None
-        seen = _scores(query, prefix.key, prefix_mask[:, None, None])
-        weights = _polynomial_weights(seen, coefficients)
-        out, total = out + _mix(weights, prefix.value), total + jnp.sum(weights, axis=-1)
-    return _join_heads(out / total[..., None]).astype(query.dtype)
-
-
-# Heads first, [B, R, K, G, T, ...]: the G * T queries of a key/value head are rows of one matrix
-# product, so grouped queries cost no copies of keys and values.
-
-
-def _split_heads(x: Float[Array, "B R T N H"], kv_heads: int) -> Float[Array, "B R K G T H"]:
-    batch, lanes, length, num_heads, dim = x.shape
-    grouped = x.reshape(batch, lanes, length, kv_heads, num_heads // kv_heads, dim)
-    return grouped.transpose(0, 1, 3, 4, 2, 5)
-
-
-def _join_heads(x: Float[Array, "B R K G T H"]) -> Float[Array, "B R T N H"]:
-    batch, lanes, kv_heads, group, length, dim = x.shape
-    return x.transpose(0, 1, 4, 2, 3, 5).reshape(batch, lanes, length, kv_heads * group, dim)
-
-
-def _scores(query, key, mask) -> Float[Array, "B R K G T S"]:
-    """q . k / sqrt(H) in float32, -inf where the mask is False. Keys: `[B, R, U, K, H]` of each
-    lane with a mask `[B, R, T, U]`, or `[B, S, K, H]` shared by all with a mask `[B, 1, 1, S]`.
-    """
-    kv_heads, head_dim = key.shape[-2:]
-    grouped = _split_heads(query.astype(jnp.float32) * head_dim**-0.5, kv_heads)
-    batch, lanes, _, group, length, _ = grouped.shape
-    rows = grouped.reshape(batch, lanes, kv_heads, group * length, head_dim)
-    keys = "brukh" if key.ndim == 5 else "bukh"
-    scores = jnp.einsum(f"brkqh,{keys}->brkqu", rows, key.astype(jnp.float32))
-    scores = scores.reshape(batch, lanes, kv_heads, group, length, -1)
-    return jnp.where(mask[:, :, None, None], scores, -jnp.inf)
-
-
-def _mix(weights: Float[Array, "B R K G T S"], value) -> Float[Array, "B R K G T H"]:
-    """Sums of values, `[B, R, U, K, H]` of each lane or `[B, S, K, H]` shared by all."""
-    batch, lanes, kv_heads, group, length, _ = weights.shape
-    rows = weights.reshape(batch, lanes, kv_heads, group * length, -1)
-    values = "brukh" if value.ndim == 5 else "bukh"
-    out = jnp.einsum(f"brkqu,{values}->brkqh", rows, value.astype(jnp.float32))
-    return out.reshape(batch, lanes, kv_heads, group, length, -1)
-
-
-def _polynomial_weights(scores: Float[Array, "*B S"], coefficients) -> Float[Array, "*B S"]:
-    visible = scores > -jnp.inf
-    return jnp.where(visible, taylor.polynomial(jnp.where(visible, scores, 0.0), coefficients), 0.0)
-
-
 def unit_length(x: Float[Array, "*B H"]) -> Float[Array, "*B H"]:
     """x / |x| along the last axis, computed in float32."""
     x32 = x.astype(jnp.float32)
@@ -186,55 +95,83 @@ class Attention(nn.Module):
     def __call__(
         self,
         x: Float[Array, "B R T D"],
-        positions: Int[Array, "B R T"],
-        own_mask: Bool[Array, "#B #R T U"],
-        prefix=None,
-        prefix_mask: Bool[Array, "B S"] | None = None,
-        lane: caches.KeyValues | None = None,
-        filled: Int[Array, ""] | None = None,
-        segment_ids: Int[Array, "B T"] | None = None,
-    ):
-        """Returns (output [B, R, T, D], own keys and values).
-
-        Own keys and values are those of the T new tokens, or, with a `lane`, the lane's buffer with
-        the new ones written at `filled`; `own_mask` is over that same axis U. Without a lane the
-        mask is causal, within segments where `segment_ids` are given.
+        view: View,
+        prefix: caches.PrefixLayer | None = None,
+        lane: caches.LaneLayer | None = None,
+    ) -> tuple[Float[Array, "B R T D"], caches.LaneLayer]:
+        """Returns the output and what to keep of the lanes: of the T new tokens, or, with a `lane`,
+        its buffers with the new tokens written at `view.filled`.
         """
-        heads, kv_heads, dim = self.num_heads, self.num_kv_heads, self.head_dim
-        project = lambda n, axis, name: layers.dense(  # noqa: E731
-            (n, dim), ("embed", axis, "head_dim"), self.dtype, name
-        )
-        query = project(heads, "heads", "query")(x)
-        key = project(kv_heads, "kv_heads", "key")(x)
-        value = project(kv_heads, "kv_heads", "value")(x)
+        query, key, value, inputs = self._projections(x, view, prefix, lane)
         if self.config.normalize_query_key:
             query, key = self._normalize(query), unit_length(key)
-        query = layers.rotate(query, positions, self.rope_base)
-        own = caches.KeyValues(key=layers.rotate(key, positions, self.rope_base), value=value)
+        query = layers.rotate(query, view.positions, self.rope_base)
+        key = layers.rotate(key, view.positions, self.rope_base)
+        own = caches.KeyValues(key=key, value=value)
         if lane is not None:
-            assert filled is not None
-            own = jax.tree.map(
-                lambda buffer, new: jax.lax.dynamic_update_slice_in_dim(buffer, new, filled, 2),
-                lane,
-                own,
-            )
-        if self.config.kind == "softmax":
-            out = softmax_attention(query, own, own_mask, prefix, prefix_mask)
-        elif lane is None and x.shape[1] == 1 and not isinstance(prefix, caches.KeyValues):
-            out = taylor.taylor_attention(  # one lane after nothing or a state: linear in T
-                *(z[:, 0] for z in (query, own.key, own.value)),
-                coefficients=self.config.polynomial,
-                segment_ids=segment_ids,
-                initial_state=prefix,
-            )[:, None]
-        else:
-            out = polynomial_attention(
-                query, own, own_mask, prefix, prefix_mask, coefficients=self.config.polynomial
-            )
+            own = caches.write_lanes(lane.key_values, own, view.filled)
+        out = self._attend(query, own, view, prefix, begins=lane is None)
         project_out = layers.dense(
             (x.shape[-1],), ("heads", "head_dim", "embed"), self.dtype, "out", axis=(-2, -1)
         )
-        return project_out(out), own
+        return project_out(out), caches.LaneLayer(key_values=own, inputs=inputs)
+
+    def _projections(self, x, view, prefix, lane):
+        """Query, key and value, and the inputs of the short convolution to keep."""
+        width = self.config.short_conv_width
+        sizes = {"query": self.num_heads, "key": self.num_kv_heads, "value": self.num_kv_heads}
+        projected, inputs = [], []
+        for i, (name, size) in enumerate(sizes.items()):
+            axis = "heads" if name == "query" else "kv_heads"
+            project = layers.dense(
+                (size, self.head_dim), ("embed", axis, "head_dim"), self.dtype, name
+            )
+            y = project(x)
+            if width:
+                mix = ShortConvolution(width, axis, name=f"{name}_convolution")
+                before = None if prefix is None else prefix.inputs[i]
+                y, kept = mix(y, view, before, None if lane is None else lane.inputs[i])
+                inputs.append(kept)
+            projected.append(y)
+        return *projected, tuple(inputs)
+
+    def _attend(self, query, own, view, prefix, begins) -> Float[Array, "B R T N H"]:
+        """Attention by the form that suits: keys of a prefix, of a lane, or sums in linear time."""
+        parts = [(own, view.age)]
+        state = None if prefix is None else prefix.past
+        if isinstance(state, caches.KeyValues):
+            slots = jnp.arange(state.key.shape[1])[None]
+            parts, state = [(state, view.age_in_prefix(slots)), *parts], None
+        if self.config.kind == "softmax":
+            return sums.softmax_attention(query, parts)
+        if begins and len(parts) == 1 and query.shape[1] == 1:
+            return taylor.taylor_attention(  # one lane after nothing or a state: linear in T
+                *(z[:, 0] for z in (query, own.key, own.value)),
+                coefficients=self.config.polynomial,
+                segment_ids=view.segment_ids,
+                initial_state=state,
+            )[:, None]
+        numerator, denominator = sums.weighted_sums(query, parts, self._weights)
+        if state is not None:
+            past, past_total = self._read_state(query, state)
+            numerator, denominator = numerator + past, denominator + past_total
+        return sums.join_heads(numerator / denominator[..., None]).astype(query.dtype)
+
+    def _weights(self, scores, age):
+        """The weight of a score, 0 for a hidden key."""
+        return jnp.where(age < 0, 0.0, taylor.polynomial(scores, self.config.polynomial))
+
+    def _read_state(self, query, state: taylor.TaylorState) -> sums.Sums:
+        """The sums over a prefix that is a state."""
+        batch, lanes, length, num_heads, head_dim = query.shape
+        flat = query.reshape(batch, lanes * length, num_heads, head_dim)
+        past, past_total = taylor.query_state(flat, state, coefficients=self.config.polynomial)
+        past_total = past_total.reshape(*query.shape[:-1], 1)
+        kv_heads = self.num_kv_heads
+        return (
+            sums.split_heads(past.reshape(query.shape), kv_heads),
+            sums.split_heads(past_total, kv_heads)[..., 0],
+        )
 
     def _normalize(self, query: Float[Array, "*B N H"]) -> Float[Array, "*B N H"]:
         """Unit length times the temperature: score = temperature * cosine."""

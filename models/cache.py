@@ -13,6 +13,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import struct
 from jaxtyping import Array, Int
 
@@ -32,9 +33,36 @@ class KeyValues:
 
 
 @struct.dataclass
+class LaneLayer:
+    """What a layer keeps of the tokens of R lanes, and returns of the tokens it reads.
+
+    inputs: query, key and value before the short convolution, `[B, R, U, N or K, H]` each; empty in
+    a layer without one.
+    """
+
+    key_values: KeyValues
+    inputs: tuple = ()
+
+
+@struct.dataclass
+class PrefixLayer:
+    """What a layer keeps of a prefix.
+
+    past: keys and values of all tokens, or the Taylor state after the last one.
+    window: beside a state, keys and values of the last tokens, `[B, window_tokens - 1, K, H]`.
+    inputs: of the last tokens, `[B, short_conv_width - 1, N or K, H]` each. Like the window they
+    end with the last token of each row, and begin with zeros in rows that have fewer.
+    """
+
+    past: KeyValues | taylor.TaylorState
+    window: KeyValues | None = None
+    inputs: tuple = ()
+
+
+@struct.dataclass
 class Cache:
-    """Prefix of a ragged batch. `layers`: one `KeyValues` or Taylor state per layer; `length`: [B]
-    tokens seen. Slots at or beyond `length` hold rubbish that no query may see.
+    """Prefix of a ragged batch. `layers`: one `PrefixLayer` per layer; `length`: [B] tokens seen.
+    Slots at or beyond `length` hold rubbish that no query may see.
     """
 
     layers: tuple
@@ -43,8 +71,8 @@ class Cache:
 
 @struct.dataclass
 class Lanes:
-    """R continuations per row. `layers`: `KeyValues` `[B, R, U, K, H]` per layer; `filled`: tokens
-    written so far in every lane (a scalar: lanes advance in lock-step).
+    """R continuations per row. `layers`: one `LaneLayer` per layer; `filled`: tokens written so far
+    in every lane (a scalar: lanes advance in lock-step).
     """
 
     layers: tuple
@@ -52,28 +80,57 @@ class Lanes:
 
 
 def append(
-    past: KeyValues | taylor.TaylorState,
-    new: KeyValues,
+    layer: PrefixLayer,
+    new: LaneLayer,
     length: Int[Array, "B"],
     num_new: Int[Array, "B"],
-) -> KeyValues | taylor.TaylorState:
-    """Adds new `[B, T, K, H]` to a prefix, of which `num_new` per row are text and not padding.
+    log_decay: np.ndarray | None = None,
+) -> PrefixLayer:
+    """Adds the tokens of one lane, [B, 1, T, ...], of which `num_new` per row are text, no padding.
 
     Keys and values are written at slots `length .. length + T` of each row (padding is hidden by
     the length); slots beyond the capacity are dropped, never clamped onto older ones.
     """
-    if isinstance(past, taylor.TaylorState):
-        is_text = jnp.arange(new.key.shape[1]) < num_new[:, None]
-        return taylor.fold(past, new.key, new.value, is_text)
+    new = jax.tree.map(lambda x: x[:, 0], new)
+    key_values = new.key_values
+    past: KeyValues | taylor.TaylorState
+    if isinstance(layer.past, taylor.TaylorState):
+        is_text = jnp.arange(key_values.key.shape[1]) < num_new[:, None]
+        past = taylor.fold(layer.past, key_values.key, key_values.value, is_text)
+    else:
+        past = jax.tree.map(
+            lambda buffer, update: jax.vmap(_write)(buffer, update, length), layer.past, key_values
+        )
+    return PrefixLayer(
+        past=past,
+        window=layer.window and latest(layer.window, key_values, num_new),
+        inputs=latest(layer.inputs, new.inputs, num_new),
+    )
 
-    def write(buffer, update, start):
-        slots = start + jnp.arange(update.shape[0])
-        return buffer.at[slots].set(update, mode="drop")
 
-    return jax.tree.map(lambda b, u: jax.vmap(write)(b, u, length), past, new)
+def latest(kept, new, num_new: Int[Array, "B"]):
+    """The last W tokens of each row: of `kept` [B, W, ...], then `num_new` of `new` [B, T, ...]."""
+
+    def one(kept, new):
+        index = num_new[:, None] + jnp.arange(kept.shape[1])
+        every = jnp.concatenate([kept, new], axis=1)
+        return jnp.take_along_axis(every, index.reshape(*index.shape, *[1] * (new.ndim - 2)), 1)
+
+    return jax.tree.map(one, kept, new)
+
+
+def write_lanes(lane, new, filled: Int[Array, ""]):
+    """Puts the new tokens `[B, R, T, ...]` at slots `filled ..` of the lanes."""
+    write = jax.lax.dynamic_update_slice_in_dim
+    return jax.tree.map(lambda buffer, update: write(buffer, update, filled, 2), lane, new)
 
 
 def reorder(lanes: Lanes, parents: Int[Array, "B R"]) -> Lanes:
     """Lane r continues what lane `parents[:, r]` held: the gather of a beam search."""
     pick = jax.vmap(lambda buffer, parent: buffer[parent])
     return dataclasses.replace(lanes, layers=jax.tree.map(lambda x: pick(x, parents), lanes.layers))
+
+
+def _write(buffer, update, start):
+    slots = start + jnp.arange(update.shape[0])
+    return buffer.at[slots].set(update, mode="drop")

@@ -10,12 +10,13 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 from flax import struct
-from jaxtyping import Array, Bool, Float, Int
+from jaxtyping import Array, Float, Int
 
 from kernels import taylor_attention as taylor
 from models import cache as caches
 from models import transformer
 from models.cache import Leaf
+from models.view import View, causal_age
 
 Params = dict
 
@@ -63,7 +64,8 @@ class LanguageModel:
         return jax.eval_shape(lambda: self.network.init(rng_key, *self._dummy()))["params"]
 
     def _dummy(self):
-        return jnp.zeros((1, 1, 1), jnp.int32), jnp.zeros((1, 1, 1), jnp.int32), _causal(1)
+        one = jnp.zeros((1, 1, 1), jnp.int32)
+        return one, View(positions=one, age=causal_age(1))
 
     def _apply(self, params: Params, *args, **kwargs) -> tuple[ModelOutputs, tuple]:
         hidden, logits, value_logits, owns = self.network.apply({"params": params}, *args, **kwargs)
@@ -72,14 +74,14 @@ class LanguageModel:
     def _sequence(self, params, tokens, segment_ids, positions, **kwargs):
         """A batch of whole texts is one lane without a prefix."""
         length = tokens.shape[1]
-        mask = _causal(length)
+        age = causal_age(length)
         if positions is None:
             positions = jnp.broadcast_to(jnp.arange(length), tokens.shape)
         if segment_ids is not None:
-            mask = mask & (segment_ids[:, None, :, None] == segment_ids[:, None, None, :])
-        out, owns = self._apply(
-            params, tokens[:, None], positions[:, None], mask, segment_ids=segment_ids, **kwargs
-        )
+            same_document = segment_ids[:, None, :, None] == segment_ids[:, None, None, :]
+            age = jnp.where(same_document, age, -1)
+        view = View(positions=positions[:, None], age=age, segment_ids=segment_ids)
+        out, owns = self._apply(params, tokens[:, None], view, **kwargs)
         return _first_lane(out), owns
 
     def outputs(
@@ -114,26 +116,26 @@ class LanguageModel:
                 f"the cache must hold the prompt: {capacity=} < {tokens.shape[1]} prompt tokens. "
                 "Give prefill a larger capacity."
             )
-        return self.extend(params, self.empty_cache(tokens.shape[0], capacity), tokens, lengths)
+        out, owns = self._sequence(params, tokens, None, None)
+        empty = self.empty_cache(tokens.shape[0], capacity)
+        return out, self._append(empty, owns, lengths)
+
+    def _append(self, cache: caches.Cache, owns: tuple, lengths) -> caches.Cache:
+        layers = tuple(
+            caches.append(layer, own, cache.length, lengths)
+            for layer, own in zip(cache.layers, owns, strict=True)
+        )
+        return caches.Cache(layers=layers, length=cache.length + lengths)
+
+    @property
+    def layer_configs(self) -> tuple[transformer.TransformerConfig, ...]:
+        """One per layer that a cache holds."""
+        return (self.config,) * self.config.num_layers
 
     def empty_cache(self, batch: int, capacity: int) -> caches.Cache:
         """Before the first token. A Taylor state has the same size at every capacity."""
-        c = self.config
-        one_layer: caches.KeyValues | taylor.TaylorState
-        if c.attention.kind == "taylor":
-            one_layer = taylor.empty_state(
-                batch_size=batch,
-                num_kv_heads=c.kv_heads,
-                head_dim=c.head_dim,
-                value_dim=c.head_dim,
-                order=c.attention.order,
-            )
-        else:
-            zeros = jnp.zeros((batch, capacity, c.kv_heads, c.head_dim), c.dtype)
-            one_layer = caches.KeyValues(key=zeros, value=zeros)
-        return caches.Cache(
-            layers=(one_layer,) * c.num_layers, length=jnp.zeros((batch,), jnp.int32)
-        )
+        layers = tuple(_empty_prefix(c, batch, capacity) for c in self.layer_configs)
+        return caches.Cache(layers=layers, length=jnp.zeros((batch,), jnp.int32))
 
     def extend(
         self,
@@ -145,19 +147,11 @@ class LanguageModel:
         """Reads `lengths[b]` more tokens of each row (the rest is padding)."""
         length = tokens.shape[1]
         positions = cache.length[:, None] + jnp.arange(length)
-        out, owns = self._apply(
-            params,
-            tokens[:, None],
-            positions[:, None],
-            _causal(length),
-            prefix=cache.layers,
-            prefix_mask=_prefix_mask(cache),
+        view = View(
+            positions=positions[:, None], age=causal_age(length), prefix_length=cache.length
         )
-        layers = tuple(
-            caches.append(past, jax.tree.map(lambda x: x[:, 0], own), cache.length, lengths)
-            for past, own in zip(cache.layers, owns, strict=True)
-        )
-        return _first_lane(out), caches.Cache(layers=layers, length=cache.length + lengths)
+        out, owns = self._apply(params, tokens[:, None], view, prefix=cache.layers)
+        return _first_lane(out), self._append(cache, owns, lengths)
 
     def decode(
         self, params: Params, cache: caches.Cache, token: Int[Array, "B"]
@@ -168,27 +162,29 @@ class LanguageModel:
 
     def empty_lanes(self, batch: int, num_lanes: int, capacity: int) -> caches.Lanes:
         """R lanes of up to `capacity` tokens each after a prefix."""
-        c = self.config
-        zeros = jnp.zeros((batch, num_lanes, capacity, c.kv_heads, c.head_dim), c.dtype)
-        one_layer = caches.KeyValues(key=zeros, value=zeros)
-        return caches.Lanes(layers=(one_layer,) * c.num_layers, filled=jnp.zeros((), jnp.int32))
+        layers = tuple(
+            caches.LaneLayer(
+                key_values=_no_key_values(c, batch, num_lanes, capacity),
+                inputs=_no_inputs(c, batch, num_lanes, capacity),
+            )
+            for c in self.layer_configs
+        )
+        return caches.Lanes(layers=layers, filled=jnp.zeros((), jnp.int32))
 
     def branch(
         self, params: Params, cache: caches.Cache, lanes: caches.Lanes, token: Int[Array, "B R"]
     ) -> tuple[ModelOutputs, caches.Lanes]:
         """Reads one more token in each of R lanes that share the cache; outputs `[B, R, ...]`."""
-        capacity = lanes.layers[0].key.shape[2]
-        mask = jnp.arange(capacity)[None, None, None, :] <= lanes.filled
+        capacity = lanes.layers[0].key_values.key.shape[2]
         positions = cache.length[:, None, None] + lanes.filled
-        out, layers = self._apply(
-            params,
-            token[..., None],
-            jnp.broadcast_to(positions, (*token.shape, 1)),
-            mask,
-            prefix=cache.layers,
-            prefix_mask=_prefix_mask(cache),
-            lanes=lanes.layers,
+        view = View(
+            positions=jnp.broadcast_to(positions, (*token.shape, 1)),
+            age=(lanes.filled - jnp.arange(capacity))[None, None, None],
+            prefix_length=cache.length,
             filled=lanes.filled,
+        )
+        out, layers = self._apply(
+            params, token[..., None], view, prefix=cache.layers, lanes=lanes.layers
         )
         out = jax.tree.map(lambda x: x[:, :, 0], out)
         return out, caches.Lanes(layers=layers, filled=lanes.filled + 1)
@@ -208,35 +204,60 @@ class LanguageModel:
         """
         num_rows, num_lanes, width = branches.shape
         out, owns = self._sequence(params, tokens, None, None)
-        past = tuple(jax.tree.map(lambda x: x[:, 0], own) for own in owns)
-        prefix_mask = jnp.arange(tokens.shape[1]) < lengths[:, None]
         logits = out.at(lengths - 1).logits[:, None, None]
         logits = jnp.broadcast_to(logits, (num_rows, num_lanes, 1, logits.shape[-1]))
         if width > 1:  # what follows the last token of a branch is not asked
             positions = lengths[:, None, None] + jnp.arange(width - 1)
-            inner, _ = self._apply(
-                params,
-                branches[:, :, :-1],
-                jnp.broadcast_to(positions, (num_rows, num_lanes, width - 1)),
-                _causal(width - 1),
-                prefix=past,
-                prefix_mask=prefix_mask,
+            view = View(
+                positions=jnp.broadcast_to(positions, (num_rows, num_lanes, width - 1)),
+                age=causal_age(width - 1),
+                prefix_length=lengths,
             )
+            prefix = tuple(
+                _as_prefix(c, own, lengths) for c, own in zip(self.layer_configs, owns, strict=True)
+            )
+            inner, _ = self._apply(params, branches[:, :, :-1], view, prefix=prefix)
             logits = jnp.concatenate([logits, inner.logits], axis=2)
         log_probs = jax.nn.log_softmax(logits)
         log_probs = jnp.take_along_axis(log_probs, branches[..., None], axis=-1)[..., 0]
         return jnp.where(jnp.arange(width) < branch_lengths[..., None], log_probs, 0.0)
 
 
-def _causal(length: int) -> Bool[Array, "1 1 T T"]:
-    return jnp.tril(jnp.ones((length, length), bool))[None, None]
-
-
-def _prefix_mask(cache: caches.Cache) -> Bool[Array, "B S"] | None:
-    if isinstance(cache.layers[0], taylor.TaylorState):
-        return None  # every key of a state is seen
-    return jnp.arange(cache.layers[0].key.shape[1]) < cache.length[:, None]
-
-
 def _first_lane(out: ModelOutputs) -> ModelOutputs:
     return jax.tree.map(lambda x: x[:, 0], out)
+
+
+def _empty_prefix(config, batch: int, capacity: int) -> caches.PrefixLayer:
+    c = config.attention
+    past: caches.KeyValues | taylor.TaylorState
+    if c.kind == "softmax":
+        past = _no_key_values(config, batch, capacity)
+    else:
+        past = taylor.empty_state(
+            batch_size=batch,
+            num_kv_heads=config.kv_heads,
+            head_dim=config.head_dim,
+            value_dim=config.head_dim,
+            order=c.order,
+        )
+    return caches.PrefixLayer(past=past, inputs=_no_inputs(config, batch, c.short_conv_width - 1))
+
+
+def _as_prefix(config, own: caches.LaneLayer, lengths: Int[Array, "B"]) -> caches.PrefixLayer:
+    """The tokens of whole ragged texts, read as one lane, as explicit keys of a prefix."""
+    own = jax.tree.map(lambda x: x[:, 0], own)
+    none = _no_inputs(config, lengths.shape[0], config.attention.short_conv_width - 1)
+    return caches.PrefixLayer(past=own.key_values, inputs=caches.latest(none, own.inputs, lengths))
+
+
+def _no_key_values(config, *shape: int) -> caches.KeyValues:
+    zeros = jnp.zeros((*shape, config.kv_heads, config.head_dim), config.dtype)
+    return caches.KeyValues(key=zeros, value=zeros)
+
+
+def _no_inputs(config, *shape: int) -> tuple:
+    """Of the short convolution, before a text begins."""
+    if not config.attention.short_conv_width:
+        return ()
+    heads = (config.num_heads, config.kv_heads, config.kv_heads)
+    return tuple(jnp.zeros((*shape, n, config.head_dim), config.dtype) for n in heads)

@@ -41,14 +41,32 @@ def rotate(
     return rotated.astype(x.dtype)
 
 
-def dense(features: tuple[int, ...], axes: tuple[str | None, ...], dtype: str, name: str, axis=-1):
-    """A bias-free projection whose kernel carries logical axis names (for `models.sharding`)."""
+def precision_of(dtype) -> jax.lax.Precision | None:
+    """Of the matrix products of a model with activations of this dtype: exact in float32 (never
+    TF32 or bfloat16 passes), what the hardware does fastest in bfloat16.
+    """
+    return jax.lax.Precision.HIGHEST if jnp.dtype(dtype) == jnp.float32 else None
+
+
+def dense(
+    features: tuple[int, ...],
+    axes: tuple[str | None, ...],
+    dtype: str,
+    name: str,
+    axis: int | tuple[int, ...] = -1,
+    model_dtype: str | None = None,
+):
+    """A bias-free projection whose kernel carries logical axis names (for `models.sharding`).
+
+    model_dtype: decides the precision where a narrower model keeps a projection in float32.
+    """
     init = nn.initializers.variance_scaling(1.0, "fan_in", "normal")  # sees a flat [in, out]
     return nn.DenseGeneral(
         features=features,
         axis=axis,
         use_bias=False,
         dtype=dtype,
+        precision=precision_of(model_dtype or dtype),
         kernel_init=nn.with_logical_partitioning(init, axes),
         name=name,
     )

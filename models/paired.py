@@ -7,7 +7,6 @@ import dataclasses
 
 from jaxtyping import Array
 
-from models import cache as caches
 from models import transformer
 from models.language_model import LanguageModel, ModelOutputs, Params
 
@@ -44,13 +43,9 @@ class PairedModel(LanguageModel):
     def abstract_params(self):
         raise NotImplementedError("a pair has no axis names; ask each of `models`.")
 
-    def empty_cache(self, batch: int, capacity: int) -> caches.Cache:
-        policy, value = (model.empty_cache(batch, capacity) for model in self.models)
-        return dataclasses.replace(policy, layers=policy.layers + value.layers)
-
-    def empty_lanes(self, batch: int, num_lanes: int, capacity: int) -> caches.Lanes:
-        policy, value = (model.empty_lanes(batch, num_lanes, capacity) for model in self.models)
-        return dataclasses.replace(policy, layers=policy.layers + value.layers)
+    @property
+    def layer_configs(self) -> tuple[transformer.TransformerConfig, ...]:
+        return tuple(c for model in self.models for c in model.layer_configs)
 
     def _apply(
         self, params: Params, *args, prefix=None, lanes=None, **kwargs

@@ -5,11 +5,12 @@ import dataclasses
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, Float, Int
+from jaxtyping import Array, Float, Int
 
 from kernels import taylor_attention as taylor
 from models import heads, layers
 from models.attention import Attention, AttentionConfig
+from models.view import View
 
 MAX_TAYLOR_FEATURES = 20_000  # times head_dim floats per head, layer and row
 
@@ -79,13 +80,13 @@ class Block(nn.Module):
     config: TransformerConfig
 
     @nn.compact
-    def __call__(self, x, positions, own_mask, prefix, prefix_mask, lane, filled, segment_ids):
+    def __call__(self, x, view, prefix, lane):
         c = self.config
         attend = Attention(
             c.attention, c.num_heads, c.kv_heads, c.head_dim, c.rope_base, c.dtype, name="attention"
         )
         y = layers.RMSNorm(name="attention_norm")(x)
-        y, own = attend(y, positions, own_mask, prefix, prefix_mask, lane, filled, segment_ids)
+        y, own = attend(y, view, prefix, lane)
         x = x + y
         y = layers.RMSNorm(name="mlp_norm")(x)
         return x + layers.Mlp(c.hidden_width, c.mlp, c.dtype, name="mlp")(y), own
@@ -100,13 +101,9 @@ class Trunk(nn.Module):
     def __call__(
         self,
         tokens: Int[Array, "B R T"],
-        positions: Int[Array, "B R T"],
-        own_mask: Bool[Array, "#B #R T U"],
+        view: View,
         prefix: tuple | None = None,
-        prefix_mask: Bool[Array, "B S"] | None = None,
         lanes: tuple | None = None,
-        filled: Int[Array, ""] | None = None,
-        segment_ids: Int[Array, "B T"] | None = None,
     ) -> tuple[Float[Array, "B R T D"], Float[Array, "B R T V"], tuple]:
         c = self.config
         init = nn.with_logical_partitioning(
@@ -119,14 +116,16 @@ class Trunk(nn.Module):
         for i in range(c.num_layers):
             past = None if prefix is None else prefix[i]
             lane = None if lanes is None else lanes[i]
-            layer = block(c, name=f"block_{i}")
-            x, own = layer(x, positions, own_mask, past, prefix_mask, lane, filled, segment_ids)
+            x, own = block(c, name=f"block_{i}")(x, view, past, lane)
             owns.append(own)
         hidden = layers.RMSNorm(name="final_norm")(x)
         if c.tie_embeddings:
-            logits = hidden.astype(jnp.float32) @ table_VD.T
+            precision = layers.precision_of(c.dtype)
+            logits = jnp.matmul(hidden.astype(jnp.float32), table_VD.T, precision=precision)
         else:
-            unembed = layers.dense((c.vocab_size,), ("embed", "vocab"), "float32", "unembed")
+            unembed = layers.dense(
+                (c.vocab_size,), ("embed", "vocab"), "float32", "unembed", model_dtype=c.dtype
+            )
             logits = unembed(hidden.astype(jnp.float32))
         return hidden, logits, tuple(owns)
 

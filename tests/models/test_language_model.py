@@ -149,8 +149,9 @@ def test_no_gradient_flows_to_a_later_token(kind, build_model):
 def test_grouped_heads_equal_repeated_heads(kind, build_model):
     model, params = build_model(kind)
     full = LanguageModel(dataclasses.replace(model.config, num_kv_heads=4))
+    shared_names = {"key", "value", "key_convolution", "value_convolution"}
     repeat = lambda path, x: (  # noqa: E731
-        jnp.repeat(x, 2, axis=1) if {"key", "value"} & {p.key for p in path} else x
+        jnp.repeat(x, 2, axis=1) if shared_names & {p.key for p in path} else x
     )
     repeated = jax.tree_util.tree_map_with_path(repeat, params)
     assert repeated["trunk"]["block_0"]["attention"]["key"]["kernel"].shape == (16, 4, 4)
@@ -161,7 +162,7 @@ def test_a_taylor_cache_has_one_size_and_no_limit(build_model):
     model, params = build_model("taylor")
     small, large = (model.empty_cache(1, capacity) for capacity in (2, 200))
     assert jax.tree.map(jnp.shape, small) == jax.tree.map(jnp.shape, large)
-    assert small.layers[0].numerator.shape == (1, 2, 15, 4)  # 15 = C(4 + 2, 2) features
+    assert small.layers[0].past.numerator.shape == (1, 2, 15, 4)  # 15 = C(4 + 2, 2) features
     _, cache = model.prefill(params, TOKENS[:1, :2], lengths=jnp.asarray([2]), capacity=2)
     out, _ = model.extend(params, cache, TOKENS[:1, 2:], jnp.asarray([10]))
     want = model.outputs(params, TOKENS[:1])

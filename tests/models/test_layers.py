@@ -6,10 +6,11 @@ import numpy as np
 import pytest
 from flax import linen as nn
 
-from models import attention, layers
+from models import attention, attention_sums, layers
 from models import cache as caches
 from models.attention import AttentionConfig
 from models.transformer import TransformerConfig
+from models.view import View, causal_age
 
 
 def normal(seed, shape):
@@ -60,8 +61,7 @@ def test_rotation_by_hand():
 def test_softmax_attention_is_that_of_jax():
     query = normal(0, (2, 1, 7, 4, 6))
     own = caches.KeyValues(key=normal(1, (2, 1, 7, 2, 6)), value=normal(2, (2, 1, 7, 2, 6)))
-    causal = jnp.tril(jnp.ones((7, 7), bool))[None, None]
-    got = attention.softmax_attention(query, own, causal)[:, 0]
+    got = attention_sums.softmax_attention(query, [(own, causal_age(7))])[:, 0]
     want = jax.nn.dot_product_attention(query[:, 0], own.key[:, 0], own.value[:, 0], is_causal=True)
     np.testing.assert_allclose(got, want, atol=1e-6)
 
@@ -82,7 +82,7 @@ def test_the_temperature_is_the_score_of_equal_directions(monkeypatch, radius, r
     config = AttentionConfig(kind="taylor", normalize_query_key=True, radius=radius)
     layer = attention.Attention(config, 1, 1, 4, 10_000.0, "float32")
     x = normal(0, (1, 1, 3, 8))
-    inputs = (x, jnp.arange(3)[None, None], jnp.ones((1, 1, 3, 3), bool))
+    inputs = (x, View(positions=jnp.arange(3)[None, None], age=causal_age(3)))
     params = nn.unbox(layer.init(jax.random.key(0), *inputs)["params"])
     params["key"] = params["query"]
     params["temperature"] = jnp.asarray([raw])
