@@ -3,15 +3,13 @@
 from dataclasses import dataclass
 from typing import Literal
 
-from data.documents import LegalPlaySource, RecordTextSource, TextFileSource
 from data.hybrid import HybridConfig
+from data.sources import TextSource
 from models.sharding import MeshConfig
 from models.transformer import TransformerConfig
 from train.errors import ConfigError
 from train.optimizers import OptimizersConfig
 from train.recipes import LossWeights
-
-TextSource = LegalPlaySource | TextFileSource | RecordTextSource
 
 
 @dataclass(frozen=True, kw_only=True)

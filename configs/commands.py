@@ -12,6 +12,7 @@ FUNCTIONS = {
     "train": "train.loop:run",
     "search": "search.self_play:run",
     "evaluation": "evaluation.run:run",
+    "scoring": "evaluation.scoring:run",
 }
 
 

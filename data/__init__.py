@@ -6,6 +6,8 @@ tokenizer.py         text <-> token ids
 problems.py          Prompt (what a search may see) and Problem (with its checker), by name
 game24.py            Game of 24: puzzles, splits, random legal play; game24_checker.py: the rules
 documents.py         text sources -> batches of tokens and loss masks [B, T]; packing.py: windows
+synthetic.py         generated tasks: copying, induction, recall; listops.py: lists of digits
+sources.py           all text sources by type
 search_record.py     SearchRecord: one searched game; records.py: the files of them
 hybrid.py            records -> batches of policy, value and text; record_rows.py: their rows
 mixture.py           shuffled, weighted, resumable batches of rows in memory

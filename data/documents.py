@@ -90,11 +90,21 @@ class TextFileSource:
     """Share of the rows of a mixture, against the other weights."""
     separator: str | None = None
     """Text between documents; None makes the file one document."""
+    begin: float = 0.0
+    """Where in the file to begin: 0.9 leaves out the first nine tenths of its characters."""
+    end: float = 1.0
+    """Where to end; sources with ends that meet share no character."""
     loss: Loss = "all"
     """Tokens that count: "all"; a text file has no prompts."""
 
     def documents(self, tokenizer: Tokenizer, length: int) -> Documents:
         text = read_text(self.path)
+        if not 0 <= self.begin < self.end <= 1:
+            raise DataError(
+                "a part of a file begins before it ends, both from 0 to 1; got "
+                f"begin={self.begin}, end={self.end}. Correct them."
+            )
+        text = text[round(self.begin * len(text)) : round(self.end * len(text))]
         parts = [text] if self.separator is None else text.split(self.separator)
         whole = from_texts((("", part) for part in parts if part), tokenizer, self.loss)
         cuts = ((int(size), begin) for size in whole.lengths for begin in range(0, size, length))

@@ -9,6 +9,7 @@ import difflib
 import functools
 import hashlib
 import json
+import re
 from collections.abc import Callable, Iterable
 from typing import Protocol, runtime_checkable
 
@@ -17,6 +18,7 @@ from data.errors import DataError
 PAD = "<pad>"
 EOS = "<eos>"
 NEWLINE = "\n"
+FIRST_SYMBOL = 2  # id after padding and end of text
 
 
 @runtime_checkable
@@ -120,25 +122,66 @@ class WordTokenizer:
         return line.replace(" \n", NEWLINE).replace("\n ", NEWLINE)
 
 
+@dataclasses.dataclass(frozen=True)
+class ByteTokenizer:
+    """One token per byte: any text can be encoded; bytes that are no UTF-8 decode to U+FFFD."""
+
+    vocab_size: int = 256 + FIRST_SYMBOL
+    pad_id: int = 0
+    eos_id: int = 1
+    special_ids: tuple[int, ...] = (0, 1)
+    newline_id: int | None = FIRST_SYMBOL + ord(NEWLINE)
+    fingerprint: str = hashlib.sha256(b"bytes").hexdigest()
+
+    def encode(self, text: str) -> list[int]:
+        return [FIRST_SYMBOL + byte for byte in text.encode("utf-8")]
+
+    def decode(self, ids: Iterable[int]) -> str:
+        ids = [int(i) for i in ids]
+        if ids and not 0 <= min(ids) <= max(ids) < self.vocab_size:
+            raise DataError(
+                f"a token id is 0..{self.vocab_size - 1}; got {min(ids)}..{max(ids)}. "
+                "Decode with the tokenizer that the ids were made with."
+            )
+        text = bytes(i - FIRST_SYMBOL for i in ids if i >= FIRST_SYMBOL)
+        return text.decode("utf-8", errors="replace")
+
+
 def _game24() -> WordTokenizer:
     symbols = (PAD, EOS, NEWLINE, "left", "=", "+", "-", "*", "/")
     return WordTokenizer(symbols + tuple(str(number) for number in range(100)))
 
 
-_BY_NAME: dict[str, Callable[[], Tokenizer]] = {"game24": _game24}
+def _listops() -> WordTokenizer:
+    operators = ("[MIN", "[MAX", "[MED", "[SM", "[FIRST", "[LAST", "]", "=")
+    return WordTokenizer((PAD, EOS, *operators, *map(str, range(10))))
+
+
+def _symbols(count: int) -> WordTokenizer:
+    return WordTokenizer((PAD, EOS, *(f"s{n}" for n in range(count))))
+
+
+_BY_NAME: dict[str, Callable[[], Tokenizer]] = {
+    "bytes": ByteTokenizer,
+    "game24": _game24,
+    "listops": _listops,
+}
+_SYMBOLS = re.compile(r"symbols-([1-9][0-9]{0,5})")
 
 
 @functools.lru_cache
 def load_tokenizer(name: str) -> Tokenizer:
-    """The tokenizer of that name; the same object every time.
+    """The tokenizer of that name; the same object every time. "symbols-N": s0, s1, ... of N words.
 
     Raises:
       DataError: for an unknown name, naming the nearest known one.
     """
+    if symbols := _SYMBOLS.fullmatch(name):
+        return _symbols(int(symbols[1]))
     if name not in _BY_NAME:
         near = difflib.get_close_matches(name, _BY_NAME, n=1)
         raise DataError(
-            f"a tokenizer is one of {sorted(_BY_NAME)}; got {name!r}. "
+            f"a tokenizer is one of {sorted(_BY_NAME)} or symbols-N; got {name!r}. "
             + (f"Did you mean {near[0]!r}?" if near else "Use one of these names.")
         )
     return _BY_NAME[name]()

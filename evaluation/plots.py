@@ -1,5 +1,9 @@
-"""accuracy.png: how accuracy grows with search, what it costs, which part of it does the work."""
+"""accuracy.png: how accuracy grows with search, what it costs, which part of it does the work.
 
+scores.png: models on held-out text, by order, bytes of state or length.
+"""
+
+import functools
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -156,3 +160,73 @@ def spread(heights: Sequence[float], gap: float = LABEL_HEIGHT) -> list[float]:
         placed[i] = max(placed[i], floor)
         floor = placed[i] + gap
     return placed
+
+
+# --------------------------------------------------------------------------- models that are scored
+
+AXES = {
+    "order": "order of the polynomial",
+    "state_bytes": "bytes of state per text",
+    "document_tokens": "tokens of a text",
+}
+
+
+def scores(rows: Sequence["Row"], path: Path, *, against: str | None) -> None:
+    """Draws the scores of models on held-out text, one panel per metric and set of documents.
+
+    against: the number of `row.settings` on the horizontal axis, a line per series; a model without
+      that number is a dashed line. Sets that differ in this number share a panel. None: one bar per
+      model.
+    """
+    panels = list(dict.fromkeys(map(functools.partial(_panel, against=against), rows)))
+    figure = Figure(figsize=(1.5 + 5.0 * len(panels), 4.8), layout="constrained")
+    for axes, panel in zip(figure.subplots(1, len(panels), squeeze=False)[0], panels):
+        metric, title = panel
+        shown = [row for row in rows if _panel(row, against) == panel]
+        if against is None:
+            _draw_bars(axes, shown)
+        else:
+            _draw_lines(axes, shown, against)
+        axes.set_title(title, fontsize=11)
+        scale = axes.xaxis if against is None else axes.yaxis
+        if metric.endswith("accuracy"):
+            scale.set_major_formatter(matplotlib.ticker.PercentFormatter(1.0))
+        scale.set_label_text(metric)
+    figure.suptitle(f"{rows[0].task}, with 95% intervals", x=0.01, ha="left", fontsize=14)
+    figure.savefig(path, dpi=130, metadata={"Software": None})
+
+
+def _panel(row: "Row", against: str | None) -> tuple[str, str]:
+    return row.metric, "" if against == "document_tokens" else row.split
+
+
+def _draw_lines(axes, rows: Sequence["Row"], against: str) -> None:
+    series = list(dict.fromkeys(row.settings["series"] for row in rows))
+    for (color, marker), name in zip(_cycle(STYLES), series):
+        group = [row for row in rows if row.settings["series"] == name]
+        if any(row.settings[against] is None for row in group):
+            axes.axhline(group[0].score, color=color, linestyle=(0, (4, 3)), label=name)
+            continue
+        group.sort(key=lambda row: row.settings[against])
+        axes.errorbar(
+            [row.settings[against] for row in group], [row.score for row in group],
+            _errors(group), color=color, marker=marker, markersize=7, capsize=3, label=name,
+        )  # fmt: skip
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.grid(axis="y", color="#DDDDDD", linewidth=0.8)
+    axes.set_xlabel(AXES[against])
+    if against == "order":
+        axes.set_xticks(sorted({row.settings["order"] for row in rows} - {None}))
+    else:
+        axes.set_xscale("log", base=2)
+    axes.legend(frameon=False, fontsize=9)
+
+
+def _draw_bars(axes, rows: Sequence["Row"]) -> None:
+    places = range(len(rows))
+    axes.barh(
+        places, [row.score for row in rows], xerr=_errors(rows), color=STYLES[0][0], capsize=3
+    )
+    axes.set_yticks(places, [row.method for row in rows])
+    axes.invert_yaxis()
+    axes.spines[["top", "right"]].set_visible(False)

@@ -28,6 +28,10 @@ from train import run_folder
 from train.errors import DataError
 
 SCHEMA_VERSION = 1
+LOSS = "nats per token"
+TOKEN_ACCURACY = "token accuracy"
+DOCUMENT_ACCURACY = "document accuracy"
+ACCURACIES = ("accuracy", TOKEN_ACCURACY, DOCUMENT_ACCURACY)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -59,7 +63,7 @@ class Row:
             value = getattr(self, name)
             if not _is_a(value, kind):
                 raise DataError(f"a report row has {name}: {kind}; got {value!r}. Correct the row.")
-        if not 0 <= self.low <= self.score <= self.high <= 1 and self.metric == "accuracy":
+        if not 0 <= self.low <= self.score <= self.high <= 1 and self.metric in ACCURACIES:
             raise DataError(
                 "an accuracy lies inside its interval, and that in 0..1; got "
                 f"{self.low} <= {self.score} <= {self.high}. Correct the row."
@@ -100,12 +104,18 @@ def make(rows: Sequence[Row], folder: Path) -> Report:
     )
 
 
-def write(folder: Path, report: Report) -> Path:
-    """Writes report.json, table.md, table.csv and accuracy.png; returns the path of the first."""
+def write(
+    folder: Path,
+    report: Report,
+    *,
+    plot: Callable[[Sequence[Row], Path], None] = plots.accuracy,
+    plot_name: str = "accuracy.png",
+) -> Path:
+    """Writes report.json, table.md, table.csv and the plot; returns the path of the first."""
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "table.md").write_text(to_markdown(report), encoding="utf-8")
     (folder / "table.csv").write_text(to_csv(report), encoding="utf-8")
-    plots.accuracy(report.rows, folder / "accuracy.png")
+    plot(report.rows, folder / plot_name)
     run_folder.write_json(folder / "report.json", dataclasses.asdict(report))
     return folder / "report.json"
 
@@ -137,8 +147,8 @@ COLUMNS: Columns = {  # title -> cell; also the order
     "simulations": lambda row: _simulations(row),
     "oracle": lambda row: "yes" if row.use_oracle else "",
     "value": lambda row: "yes" if row.use_value else "",
-    "accuracy": lambda row: f"{row.score:.1%}",
-    "95% interval": lambda row: f"{100 * row.low:.0f}–{100 * row.high:.0f}",
+    "score": lambda row: _score(row),
+    "95% interval": lambda row: _interval(row),
     "n": lambda row: str(row.n),
     "forward passes": lambda row: f"{row.forward_passes_per_problem:,.0f}",
     "seconds": lambda row: _seconds(row),
@@ -147,13 +157,19 @@ TERMINAL_COLUMNS: Columns = {
     "method": lambda row: row.series,
     "split": lambda row: row.split,
     "sims": lambda row: _simulations(row),
-    "accuracy": lambda row: f"{row.score:.1%} ({100 * row.low:.0f}–{100 * row.high:.0f})",
+    "score": lambda row: f"{_score(row)} ({_interval(row)})",
     "n": lambda row: str(row.n),
     "passes": lambda row: f"{row.forward_passes_per_problem:,.0f}",
     "seconds": lambda row: _seconds(row),
 }
-SHOWN_IF_THEY_DIFFER: Columns = {"task": lambda row: row.task, "stage": lambda row: row.stage}
-LEFT_ALIGNED = (*SHOWN_IF_THEY_DIFFER, "method", "split", "oracle", "value")
+SHOWN_IF_THEY_DIFFER: Columns = {
+    "task": lambda row: row.task,
+    "stage": lambda row: row.stage,
+    "metric": lambda row: row.metric,
+    "state bytes": lambda row: f"{row.settings.get('state_bytes', 0):,}",
+}
+OF_SEARCH = ("simulations", "sims", "oracle", "value")  # left out where nothing was searched
+LEFT_ALIGNED = ("task", "stage", "metric", "method", "split", "oracle", "value")
 
 
 def to_markdown(report: Report) -> str:
@@ -161,10 +177,11 @@ def to_markdown(report: Report) -> str:
     columns, cells = _table(report, COLUMNS)
     rule = ["---" if name in LEFT_ALIGNED else "---:" for name in columns]
     lines = [f"| {' | '.join(line)} |" for line in (columns, rule, *cells)]
+    per_move = "Simulations are per move; f" if "simulations" in columns else "F"
     lines += [
         "",
-        "Simulations are per move; forward passes (tokens read by the model) and seconds per "
-        "problem, without compilation.",
+        f"{per_move}orward passes (tokens read by the model) and seconds per problem, without "
+        "compilation.",
         "",
         f"`{report.command}`, commit {report.commit}, {report.hardware}.",
     ]
@@ -189,8 +206,8 @@ def one_line(row: Row) -> str:
     """A row for the terminal."""
     simulations = "" if row.simulations is None else f", {_simulations(row)} simulations"
     return (
-        f"{row.task} {row.split}: {row.series}{simulations}: {row.score:.1%} "
-        f"({100 * row.low:.0f}–{100 * row.high:.0f}) of {row.n}"
+        f"{row.task} {row.split}: {row.series}{simulations}: {_score(row)} "
+        f"({_interval(row)}) of {row.n}" + f" {row.metric}" * (row.metric != "accuracy")
     )
 
 
@@ -213,8 +230,26 @@ def _table(report: Report, columns: Columns) -> tuple[list[str], list[list[str]]
         for name, cell in SHOWN_IF_THEY_DIFFER.items()
         if len(set(map(cell, report.rows))) > 1
     }
+    if all(row.simulations is None for row in report.rows):
+        columns = {name: cell for name, cell in columns.items() if name not in OF_SEARCH}
     columns = extra | columns
-    return list(columns), [[cell(row) for cell in columns.values()] for row in report.rows]
+    names = [_metric_title(report) if name == "score" else name for name in columns]
+    return names, [[cell(row) for cell in columns.values()] for row in report.rows]
+
+
+def _metric_title(report: Report) -> str:
+    metrics = {row.metric for row in report.rows}
+    return metrics.pop() if len(metrics) == 1 else "score"
+
+
+def _score(row: Row) -> str:
+    return f"{row.score:.1%}" if row.metric in ACCURACIES else f"{row.score:.4f}"
+
+
+def _interval(row: Row) -> str:
+    if row.metric in ACCURACIES:
+        return f"{100 * row.low:.0f}–{100 * row.high:.0f}"
+    return f"{row.low:.4f} to {row.high:.4f}"
 
 
 def _simulations(row: Row) -> str:

@@ -36,6 +36,10 @@ class AttentionConfig:
     short_conv_width: int = 0
     """Tokens that a short causal convolution on queries, keys and values mixes (4 is usual); 0:
     none. Induction and recall want it."""
+    normalize_output: bool = False
+    """RMSNorm of every head's output (RetNet, arXiv:2307.08621). Weights that are never near 0, as
+    those of low orders, spread over a long text, and what was sought becomes a small part of the
+    sum; this makes its direction count and not its size."""
 
     def __post_init__(self):
         if self.radius is not None and not (self.normalize_query_key and self.radius > 0):
@@ -88,7 +92,7 @@ class Attention(nn.Module):
     num_heads: int
     num_kv_heads: int
     head_dim: int
-    rope_base: float
+    rope_base: float | None
     dtype: str
 
     @nn.compact
@@ -111,6 +115,8 @@ class Attention(nn.Module):
         if lane is not None:
             own = caches.write_lanes(lane.key_values, own, view.filled)
         out = self._attend(query, own, view, prefix, begins=lane is None)
+        if self.config.normalize_output:
+            out = layers.RMSNorm(epsilon=1e-12, name="output_norm")(out)  # of any size
         project_out = layers.dense(
             (x.shape[-1],), ("heads", "head_dim", "embed"), self.dtype, "out", axis=(-2, -1)
         )

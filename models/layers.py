@@ -25,13 +25,15 @@ class RMSNorm(nn.Module):
 
 
 def rotate(
-    x: Float[Array, "*B N H"], positions: Int[Array, "*B"], base: float
+    x: Float[Array, "*B N H"], positions: Int[Array, "*B"], base: float | None
 ) -> Float[Array, "*B N H"]:
     """Rotary position embedding on halves of the head dimension. RoFormer, arXiv:2104.09864.
 
     The score of two rotated vectors depends on their difference of positions only, so a key can be
-    rotated once, when it enters the cache.
+    rotated once, when it enters the cache. base: None leaves x as it is.
     """
+    if base is None:
+        return x
     half = x.shape[-1] // 2
     frequencies = base ** (-jnp.arange(half, dtype=jnp.float32) / half)
     angle = positions[..., None, None].astype(jnp.float32) * frequencies  # [*B, 1, H/2]

@@ -39,8 +39,9 @@ class TransformerConfig:
     """How scores become weights."""
     tie_embeddings: bool = True
     """Whether the embedding also makes the next-token logits."""
-    rope_base: float = 10_000.0
-    """Base of the rotary positions: from 1 down to nearly 1/base radians per token."""
+    rope_base: float | None = 10_000.0
+    """Base of the rotary positions: from 1 down to nearly 1/base radians per token. None: no
+    positions; the order of tokens shows in causality and in the short convolution only."""
     value_head_width: int = 64
     """Hidden units of the value head."""
     dtype: str = "float32"
@@ -49,7 +50,7 @@ class TransformerConfig:
     """Recompute each block in the backward pass instead of keeping its activations."""
 
     def __post_init__(self):
-        if self.head_dim % 2:
+        if self.head_dim % 2 and self.rope_base is not None:
             raise ValueError(f"rotary positions need an even head_dim; got {self.head_dim}.")
         if self.num_heads % self.kv_heads:
             raise ValueError(

@@ -48,7 +48,7 @@ class Stage:
     name: str
     """Lower-case letters, digits and underscores; names its folder and its overrides."""
     command: str
-    """Which of our commands runs: train, search or evaluation."""
+    """Which of our commands runs: train, search, evaluation or scoring."""
     config: Any
     """The config of that command."""
     expected_seconds: float = 0.0

@@ -79,6 +79,21 @@ def test_text_is_cut_into_windows(tmp_path):
     assert texts == ["1 2 3", "4 5 6", "7", "8 9", "10"]
 
 
+def test_parts_of_a_file_meet(tmp_path):
+    path = tmp_path / "a.txt"
+    path.write_text("0123456789" * 2)
+    letters = tokenizer.load_tokenizer("bytes")
+
+    def text(**part):
+        source = documents.TextFileSource(path=str(path), **part)
+        return letters.decode(source.documents(letters, 4).tokens)
+
+    assert text(end=0.9) == "012345678901234567" and text(begin=0.9) == "89"
+    assert text(begin=0.9, end=0.95) == "8"
+    with pytest.raises(DataError, match=r"begin=0\.5"):
+        text(begin=0.5, end=0.5)
+
+
 def test_texts_are_found_by_name(tmp_path, monkeypatch):
     (tmp_path / "a.txt").write_text("1 2")
     monkeypatch.setenv("TAYLORZERO_DATA", str(tmp_path))

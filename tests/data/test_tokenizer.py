@@ -77,3 +77,21 @@ def test_unknown_name_is_answered_with_the_nearest():
     with pytest.raises(DataError, match="Did you mean 'game24'"):
         tokenizer.load_tokenizer("game42")
     assert isinstance(GAME24, tokenizer.Tokenizer)
+
+
+def test_bytes_encode_any_text():
+    tokens = tokenizer.load_tokenizer("bytes")
+    assert tokens.encode("a\né") == [2 + 97, tokens.newline_id, 2 + 0xC3, 2 + 0xA9]
+    assert tokens.decode([tokens.pad_id, *tokens.encode("a\né"), tokens.eos_id]) == "a\né"
+    assert tokens.decode([2 + 0xC3]) == "\ufffd"
+    assert isinstance(tokens, tokenizer.Tokenizer)
+    with pytest.raises(DataError, match=r"0\.\.257"):
+        tokens.decode([258])
+
+
+def test_symbols_are_counted_by_their_name():
+    tokens = tokenizer.load_tokenizer("symbols-3")
+    assert tokens.words == ("<pad>", "<eos>", "s0", "s1", "s2")
+    assert tokens is tokenizer.load_tokenizer("symbols-3")
+    with pytest.raises(DataError, match="symbols-N"):
+        tokenizer.load_tokenizer("symbols-0")

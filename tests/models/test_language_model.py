@@ -185,6 +185,25 @@ def test_the_value_loss_reaches_the_trunk_only_if_it_may(build_model, stop):
     assert (largest["trunk"] == 0) == stop
 
 
+def test_without_a_rotary_base_positions_mean_nothing(build_model):
+    moved = 7 + 3 * jnp.arange(12) * jnp.ones((3, 1), jnp.int32)
+    for base, equal in ((None, True), (100.0, False)):
+        model, params = build_model("taylor", rope_base=base)
+        logits = [model.forward(params, TOKENS, positions=p) for p in (None, moved)]
+        assert bool(jnp.array_equal(*logits)) is equal
+
+
+def test_a_normalised_output_keeps_its_size_when_values_shrink(build_model):
+    """As they do in the mean over a long text; without it the output shrinks with them."""
+    for kind, tolerance in (("taylor_convolution", 1e-4), ("taylor", None)):
+        model, params = build_model(kind)
+        small = jax.tree.map(lambda x: x, params)
+        for layer in ("block_0", "block_1"):
+            small["trunk"][layer]["attention"]["value"]["kernel"] *= 0.1
+        change = jnp.abs(model.forward(params, TOKENS) - model.forward(small, TOKENS)).max()
+        assert change < tolerance if tolerance else change > 0.1
+
+
 def test_value_is_a_probability(build_model):
     model, params = build_model()
     out = model.outputs(params, TOKENS)

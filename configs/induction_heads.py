@@ -1,0 +1,60 @@
+"""Induction heads with Taylor attention of order 1, a state of fixed size; read far beyond 256.
+
+python -m train induction_heads
+
+Mamba's task (arXiv:2312.00752, table 2): sixteen symbols, trained on 256 tokens at most. Without
+positions nothing in the model depends on the length; the convolution joins a token with the one
+before it, which is all the order that the task needs.
+"""
+
+from configs import comparison
+from configs.base import Experiment
+from data.synthetic import InductionHeadsSource
+from evaluation.scoring import HeldOut
+from models.attention import AttentionConfig
+from train.pipeline import Pipeline
+
+LENGTHS = (256, 1024, 4096, 16384)
+
+
+def experiment(attention: AttentionConfig, seed: int) -> Experiment:
+    # Short texts share a row, so a batch asks more questions than it has rows.
+    sources = tuple(
+        InductionHeadsSource(num_documents=20_000 * 256 // tokens, context_tokens=tokens, seed=seed)
+        for tokens in (32, 64, 128, 256)
+    )
+    validation = InductionHeadsSource(num_documents=256, seed=100 + seed)
+    return Experiment(
+        model=comparison.small_model(attention, vocab_size=18),
+        tokenizer="symbols-16",
+        sources=sources,
+        validation_sources=(validation,),
+        optimizers=comparison.optimizers(3e-3),
+        sequence_length_tokens=257,
+        batch_size=32,
+        train_steps=2000,
+        seed=seed,
+        log_every_steps=50,
+        eval_every_steps=250,
+    )
+
+
+def get_config() -> Pipeline:
+    held_out = tuple(
+        HeldOut(
+            source=InductionHeadsSource(
+                num_documents=1000 if tokens <= 1024 else 200, context_tokens=tokens, seed=200
+            ),
+            length=tokens + 1,
+            name=f"{tokens:,} tokens",
+        )
+        for tokens in LENGTHS
+    )
+    return comparison.compare(
+        task="induction heads",
+        models={"Taylor, order 1": comparison.taylor(1, short_conv_width=4)},
+        experiment=experiment,
+        held_out=held_out,
+        seconds_per_model=600.0,
+        plot_against="document_tokens",
+    )

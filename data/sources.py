@@ -1,0 +1,15 @@
+"""All text sources by type: what a config may name."""
+
+from data.documents import LegalPlaySource, RecordTextSource, TextFileSource
+from data.listops import ListOpsSource
+from data.synthetic import InductionHeadsSource, RecallSource, SelectiveCopyingSource
+
+TextSource = (
+    LegalPlaySource
+    | TextFileSource
+    | RecordTextSource
+    | SelectiveCopyingSource
+    | InductionHeadsSource
+    | RecallSource
+    | ListOpsSource
+)
