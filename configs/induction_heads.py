@@ -14,24 +14,30 @@ from evaluation.scoring import HeldOut
 from models.attention import AttentionConfig
 from train.pipeline import Pipeline
 
+ATTENTION = comparison.taylor(1, short_conv_width=4, normalize_output=True)
 LENGTHS = (256, 1024, 4096, 16384)
 
 
 def experiment(attention: AttentionConfig, seed: int) -> Experiment:
     # Short texts share a row, so a batch asks more questions than it has rows.
     sources = tuple(
-        InductionHeadsSource(num_documents=20_000 * 256 // tokens, context_tokens=tokens, seed=seed)
-        for tokens in (32, 64, 128, 256)
+        InductionHeadsSource(
+            num_documents=5_000 * 256 // tokens * share,
+            context_tokens=tokens,
+            seed=seed,
+            weight=share,
+        )
+        for tokens, share in ((32, 1), (64, 1), (128, 2), (256, 4))
     )
     validation = InductionHeadsSource(num_documents=256, seed=100 + seed)
     return Experiment(
-        model=comparison.small_model(attention, vocab_size=18),
+        model=comparison.small_model(attention, vocab_size=18, width=32, num_heads=2),
         tokenizer="symbols-16",
         sources=sources,
         validation_sources=(validation,),
         optimizers=comparison.optimizers(3e-3),
         sequence_length_tokens=257,
-        batch_size=32,
+        batch_size=16,
         train_steps=2000,
         seed=seed,
         log_every_steps=50,
@@ -52,7 +58,7 @@ def get_config() -> Pipeline:
     )
     return comparison.compare(
         task="induction heads",
-        models={"Taylor, order 1": comparison.taylor(1, short_conv_width=4)},
+        models={"Taylor, order 1": ATTENTION},
         experiment=experiment,
         held_out=held_out,
         seconds_per_model=600.0,

@@ -31,8 +31,8 @@ def experiment(attention: AttentionConfig, seed: int) -> Experiment:
         validation_sources=(validation,),
         optimizers=comparison.optimizers(3e-3),
         sequence_length_tokens=TOKENS,
-        batch_size=32,
-        train_steps=4000,
+        batch_size=16,
+        train_steps=3000,
         seed=seed,
         log_every_steps=50,
         eval_every_steps=250,
@@ -43,7 +43,7 @@ def get_config() -> Pipeline:
     held_out = HeldOut(source=SelectiveCopyingSource(num_documents=1000, seed=200), length=TOKENS)
     return comparison.compare(
         task="selective copying",
-        models={"Taylor, order 1": comparison.taylor(1, short_conv_width=4)},
+        models={"Taylor, order 1": comparison.taylor(1, short_conv_width=4, normalize_output=True)},
         experiment=experiment,
         held_out=(held_out,),
         seconds_per_model=800.0,
