@@ -15,6 +15,7 @@ from models.attention import AttentionConfig
 from train.pipeline import Pipeline
 
 ATTENTION = comparison.taylor(1, short_conv_width=4, normalize_output=True)
+TOKENS = 2 * 129  # room for two texts of 128 tokens and their answers
 LENGTHS = (256, 1024, 4096, 16384)
 
 
@@ -27,7 +28,7 @@ def experiment(attention: AttentionConfig, seed: int) -> Experiment:
             seed=seed,
             weight=share,
         )
-        for tokens, share in ((32, 1), (64, 1), (128, 2), (256, 4))
+        for tokens, share in ((16, 1), (32, 1), (64, 1), (128, 2), (256, 3))
     )
     validation = InductionHeadsSource(num_documents=256, seed=100 + seed)
     return Experiment(
@@ -36,9 +37,9 @@ def experiment(attention: AttentionConfig, seed: int) -> Experiment:
         sources=sources,
         validation_sources=(validation,),
         optimizers=comparison.optimizers(3e-3),
-        sequence_length_tokens=257,
+        sequence_length_tokens=TOKENS,
         batch_size=16,
-        train_steps=2000,
+        train_steps=1200,
         seed=seed,
         log_every_steps=50,
         eval_every_steps=250,

@@ -61,6 +61,6 @@ def get_config() -> Pipeline:
         held_out=(HeldOut(source=TEXT(begin=0.95), length=128),),
         seconds_per_model=40.0,
         metric="loss",
-        compared_with="softmax",
+        relative_to_first=True,
         plot_against="order",
     )

@@ -72,8 +72,8 @@ class ScoringConfig:
     """What they read."""
     metric: Literal["accuracy", "loss"] = "accuracy"
     """Accuracy of tokens and documents, or loss."""
-    compared_with: str | None = None
-    """Name of the model from which the losses of the others are subtracted, seed by seed."""
+    relative_to_first: bool = False
+    """Also the losses less those of the first model, seed by seed."""
     plot_against: Literal["order", "state_bytes", "document_tokens"] | None = None
     """Number that the plot has on its horizontal axis; None draws one bar per model."""
 
@@ -84,14 +84,12 @@ class ScoringConfig:
                 "a scoring has held-out documents and models of different names; got "
                 f"{names} on {len(self.held_out)} sets. Name them apart."
             )
-        if self.compared_with is not None:
-            counts = {len(model.checkpoints) for model in self.models}
-            if self.metric != "loss" or self.compared_with not in names or len(counts) > 1:
-                raise ConfigError(
-                    "losses are compared seed by seed with one of the models; got "
-                    f"compared_with={self.compared_with!r}, metric={self.metric!r} and models of "
-                    f"{sorted(counts)} seeds. Correct them."
-                )
+        counts = {len(model.checkpoints) for model in self.models}
+        if self.relative_to_first and (self.metric != "loss" or len(counts) > 1):
+            raise ConfigError(
+                'losses relative to the first model are of metric "loss", seed by seed; got '
+                f"metric={self.metric!r} and models of {sorted(counts)} seeds. Correct them."
+            )
 
 
 @dataclass(frozen=True)
@@ -116,22 +114,22 @@ def run(config: ScoringConfig, run_folder: Path, /, *, resume: bool, stop) -> Pa
     """
     del resume  # a scoring is short, and done anew
     rows = []
-    for held_out in config.held_out:
-        scores: dict[str, list[Scores]] = {}
-        for scored in config.models:
+    of_first: dict[HeldOut, list[Scores]] = {}
+    for scored in config.models:
+        loaded = [checkpoints.load_params(path) for path in scored.checkpoints]
+        model_config, tokenizer_name, _ = loaded[0]
+        if scored.attention is not None:
+            model_config = dataclasses.replace(model_config, attention=scored.attention)
+        model = LanguageModel(model_config)
+        for held_out in config.held_out:
             if stop is not None and stop.requested:
                 stop.raise_preempted(f"{scored.name} on {held_out.name}")
-            loaded = [checkpoints.load_params(path) for path in scored.checkpoints]
-            model_config, tokenizer_name, _ = loaded[0]
-            if scored.attention is not None:
-                model_config = dataclasses.replace(model_config, attention=scored.attention)
-            model = LanguageModel(model_config)
             windows = read(held_out, tokenizer_name)
-            scores[scored.name] = [score(model, params, windows) for _, _, params in loaded]
-            reference = scores.get(config.compared_with or "", [])
-            new_rows = make_rows(
-                config, held_out, scored, model, windows, scores[scored.name], reference
-            )
+            scores = [score(model, params, windows) for _, _, params in loaded]
+            new_rows = make_rows(config, held_out, scored, model, windows, scores)
+            if config.relative_to_first and held_out in of_first:
+                new_rows.append(_relative(new_rows[0], scores, of_first[held_out], config))
+            of_first.setdefault(held_out, scores)
             for row in new_rows:
                 rich.print(report.one_line(row))
             rows += new_rows
@@ -141,7 +139,7 @@ def run(config: ScoringConfig, run_folder: Path, /, *, resume: bool, stop) -> Pa
     )
 
 
-@functools.lru_cache(maxsize=2)
+@functools.lru_cache(maxsize=8)
 def read(held_out: HeldOut, tokenizer_name: str) -> documents.Windows:
     """The documents of a set, packed into windows."""
     tokenizer = load_tokenizer(tokenizer_name)
@@ -201,7 +199,6 @@ def make_rows(
     model: LanguageModel,
     windows: documents.Windows,
     scores: Sequence[Scores],
-    reference: Sequence[Scores],
 ) -> list[report.Row]:
     """The rows of one model on one set: means over its seeds."""
     num_documents, num_counted = len(scores[0].loss), scores[0].num_counted
@@ -218,7 +215,7 @@ def make_rows(
     }
     seconds = [one.seconds for one in scores if one.seconds is not None]
 
-    def row(metric: str, per_seed: Sequence[float], n: int, low: float, high: float) -> report.Row:
+    def row(metric: str, per_seed: Sequence[float], low: float, high: float) -> report.Row:
         return report.Row(
             task=config.task,
             split=held_out.name,
@@ -228,7 +225,7 @@ def make_rows(
             score=sum(per_seed) / len(per_seed),
             low=low,
             high=high,
-            n=n,
+            n=num_documents,
             simulations=None,
             use_oracle=False,
             use_value=False,
@@ -239,20 +236,31 @@ def make_rows(
 
     if config.metric == "loss":
         losses = [float(one.loss.mean()) for one in scores]
-        rows = [row(report.LOSS, losses, num_documents, *_interval_of_loss(losses, scores[0].loss))]
-        if reference and scored.name != config.compared_with:
-            pairs = [one.loss - other.loss for one, other in zip(scores, reference, strict=True)]
-            gaps = [float(pair.mean()) for pair in pairs]
-            title = f"{report.LOSS} above {config.compared_with}"
-            rows.append(row(title, gaps, num_documents, *_interval_of_loss(gaps, pairs[0])))
-        return rows
+        return [row(report.LOSS, losses, *_interval_of_loss(losses, scores[0].loss))]
     found = [float(one.right.mean()) for one in scores]
     whole = [float((one.right == 1).mean()) for one in scores]
     interval = functools.partial(statistics.interval_over_seeds, num_asked=num_documents)
-    rows = [row(report.TOKEN_ACCURACY, found, num_documents, *interval(found))]
+    rows = [row(report.TOKEN_ACCURACY, found, *interval(found))]
     if num_counted > num_documents:
-        rows.append(row(report.DOCUMENT_ACCURACY, whole, num_documents, *interval(whole)))
+        rows.append(row(report.DOCUMENT_ACCURACY, whole, *interval(whole)))
     return rows
+
+
+def _relative(
+    row: report.Row, scores: Sequence[Scores], first: Sequence[Scores], config: ScoringConfig
+) -> report.Row:
+    """The row of a loss as a difference to the first model's, seed by seed."""
+    pairs = [one.loss - other.loss for one, other in zip(scores, first, strict=True)]
+    gaps = [float(pair.mean()) for pair in pairs]
+    low, high = _interval_of_loss(gaps, pairs[0])
+    return dataclasses.replace(
+        row,
+        metric=f"{report.LOSS} above {config.models[0].name}",
+        score=sum(gaps) / len(gaps),
+        low=low,
+        high=high,
+        settings=row.settings | {"scores": gaps},
+    )
 
 
 def _interval_of_loss(per_seed: Sequence[float], documents_of_one: np.ndarray):

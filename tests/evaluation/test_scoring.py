@@ -110,7 +110,7 @@ def test_losses_are_compared_seed_by_seed(trained, tmp_path):
     models.append(ScoredModel(name="replaced", checkpoints=trained["softmax"], attention=order_1))
     config = ScoringConfig(
         task="recall", models=tuple(models), held_out=(HELD_OUT,), metric="loss",
-        compared_with="softmax", plot_against="order",
+        relative_to_first=True, plot_against="order",
     )  # fmt: skip
     path = scoring.run(config, tmp_path, resume=False, stop=None)
     rows = report.read(path).rows
@@ -137,8 +137,7 @@ def test_a_state_is_measured_by_its_arrays():
     [
         ({"models": ()}, "models of different names"),
         ({"models": (ScoredModel(name="a", checkpoints=("x",)),) * 2}, "Name them apart"),
-        ({"compared_with": "a"}, "metric='accuracy'"),
-        ({"compared_with": "b", "metric": "loss"}, "seed by seed"),
+        ({"relative_to_first": True}, "metric='accuracy'"),
     ],
 )
 def test_a_scoring_that_means_nothing_is_refused(changes, said):
