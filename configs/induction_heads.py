@@ -16,7 +16,7 @@ from train.pipeline import Pipeline
 
 ATTENTION = comparison.taylor(1, short_conv_width=4, normalize_output=True)
 TOKENS = 2 * 129  # room for two texts of 128 tokens and their answers
-LENGTHS = (256, 1024, 4096, 16384)
+HELD_OUT = {256: 1000, 1024: 500, 4096: 100, 16384: 40}  # tokens: documents
 
 
 def experiment(attention: AttentionConfig, seed: int) -> Experiment:
@@ -49,13 +49,11 @@ def experiment(attention: AttentionConfig, seed: int) -> Experiment:
 def get_config() -> Pipeline:
     held_out = tuple(
         HeldOut(
-            source=InductionHeadsSource(
-                num_documents=1000 if tokens <= 1024 else 200, context_tokens=tokens, seed=200
-            ),
+            source=InductionHeadsSource(num_documents=documents, context_tokens=tokens, seed=200),
             length=tokens + 1,
             name=f"{tokens:,} tokens",
         )
-        for tokens in LENGTHS
+        for tokens, documents in HELD_OUT.items()
     )
     return comparison.compare(
         task="induction heads",

@@ -17,11 +17,16 @@ TOKENS = 1 + 256 + 1 + 16
 
 
 def experiment(attention: AttentionConfig, seed: int) -> Experiment:
+    # Short texts with few data tokens teach the task first; several of them share a row.
     sources = tuple(
         SelectiveCopyingSource(
-            num_documents=30_000, context_tokens=tokens, num_data_tokens=data, seed=seed
+            num_documents=12_000 * share,
+            context_tokens=tokens,
+            num_data_tokens=data,
+            seed=seed,
+            weight=share,
         )
-        for tokens, data in ((64, 16), (128, 16), (256, 16))
+        for tokens, data, share in ((16, 4, 1), (32, 8, 1), (64, 16, 1), (112, 16, 2), (256, 16, 3))
     )
     validation = SelectiveCopyingSource(num_documents=256, seed=100 + seed)
     return Experiment(
