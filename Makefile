@@ -1,5 +1,5 @@
 # Every target makes .venv itself when it is missing or older than pyproject.toml and constraints.txt.
-.PHONY: quickstart test lint bench soak
+.PHONY: quickstart test test-tpu lint bench soak
 
 PYTHON ?= .venv/bin/python
 WORKERS ?= 2
@@ -24,7 +24,11 @@ quickstart: $(STAMP)
 	echo "report: $$report/report.json"
 
 test: lint
-	$(PYTHON) -m pytest -q -n $(WORKERS) -m "not soak"
+	$(PYTHON) -m pytest -q -n $(WORKERS) -m "not soak and not tpu"
+
+# Really compiles the TPU kernels, without a TPU. Needs libtpu (640 MB): pip install -e '.[tpu]'
+test-tpu: .venv/stamp
+	$(PYTHON) -m pytest -q -n $(WORKERS) -rs -m tpu tests/kernels
 
 lint: $(STAMP)
 	$(PYTHON) -m ruff check .

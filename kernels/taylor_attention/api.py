@@ -12,18 +12,22 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from kernels.taylor_attention import features, reference, xla
+from kernels.taylor_attention import features, mosaic_tpu, reference, xla
 from kernels.taylor_attention import state as states
 from kernels.taylor_attention.state import TaylorState
 
 # Each has the signature of `reference.taylor_attention`. One that is named runs or raises.
 IMPLEMENTATIONS: typing.Mapping[str, typing.Callable] = types.MappingProxyType(
-    {"reference": reference.taylor_attention, "xla": xla.taylor_attention}
+    {
+        "reference": reference.taylor_attention,
+        "xla": xla.taylor_attention,
+        "mosaic_tpu": mosaic_tpu.taylor_attention,
+    }
 )
 # By `jax.default_backend()`: the name that `None` takes instead of "xla", and the function of
 # (query_BTKGH, key_BTKH, value_BTKE, coefficients) that says why it cannot (a sentence), or None.
 PLATFORM_IMPLEMENTATIONS: typing.Mapping[str, tuple[str, typing.Callable[..., str | None]]] = (
-    types.MappingProxyType({})
+    types.MappingProxyType({"tpu": ("mosaic_tpu", mosaic_tpu.obstacle)})
 )
 DEFAULT_CHUNK_SIZE = 128
 

@@ -58,7 +58,7 @@ def monomials(x: jax.Array, order: int) -> jax.Array:
 
 
 @functools.cache
-def _multinomials(head_dim: int, order: int) -> tuple[np.ndarray, np.ndarray]:
+def multinomials(head_dim: int, order: int) -> tuple[np.ndarray, np.ndarray]:
     """(n!/(m_1!...m_H!), n) of every monomial, in the order of `monomials`: two vectors [P]."""
     weights, degrees = [], []
     for degree in range(order + 1):
@@ -82,8 +82,8 @@ def query_features(query: jax.Array, coefficients: jax.Array) -> jax.Array:
       coefficients: [p+1], or [..., p+1] with leading axes that broadcast against the query's.
     """
     order = coefficients.shape[-1] - 1
-    multinomials, degrees = _multinomials(query.shape[-2], order)
-    weights = coefficients[..., degrees] * jnp.asarray(multinomials, coefficients.dtype)
+    ways, degrees = multinomials(query.shape[-2], order)
+    weights = coefficients[..., degrees] * jnp.asarray(ways, coefficients.dtype)
     return monomials(query, order) * weights[..., None]
 
 
