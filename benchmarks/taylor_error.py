@@ -2,7 +2,7 @@
 
     python -m benchmarks.taylor_error
 
-Writes docs/results/taylor_error/table.md and error.png. Two errors, both in float64:
+Two errors, both in float64 (docs/results/taylor_error has them as table.md and error.png):
 
     weight  max |w(x) / exp(x) - 1| for |x| <= radius: the most a single weight can be wrong
     output  rms(out_taylor - out_softmax) / rms(out_softmax) of causal attention over random
@@ -98,7 +98,9 @@ def table(errors) -> str:
 
 def _percent(error: float) -> str:
     """Two digits; a dash for weights that can be negative."""
-    return "–" if np.isinf(error) else f"{100 * error:.2g}%"
+    if np.isinf(error):
+        return "–"
+    return f"{100 * error:,.0f}%" if error >= 0.995 else f"{100 * error:.2g}%"
 
 
 def plot(errors, path: pathlib.Path) -> None:
@@ -109,9 +111,11 @@ def plot(errors, path: pathlib.Path) -> None:
     for i, (axis, name) in enumerate(zip(axes, ("weight", "output"), strict=True)):
         for color, radius in enumerate(RADII):
             for kind, style in zip(KINDS, ("--", "-"), strict=True):
+                values = {order: errors[kind, order, radius][i] for order in orders}
+                safe = [order for order in orders if np.isfinite(values[order])]
                 axis.semilogy(
-                    orders,
-                    [errors[kind, order, radius][i] for order in orders],
+                    safe,
+                    [values[order] for order in safe],
                     style,
                     color=f"C{color}",
                     marker=".",
