@@ -73,13 +73,15 @@ def base(steps: int, seed: int) -> Experiment:
 
 
 def learn(previous: str, records: dict[str, float], steps: int, seed: int) -> Experiment:
-    """Policy and value from records (stage -> weight), and the arithmetic of legal play."""
+    """Policy and value from records (stage -> weight), and more of legal play."""
     optimizer = functools.partial(AdamWConfig, warmup_steps=20, weight_decay=0.05, b2=0.98)
     return Experiment(
         model=MODEL,
         tokenizer="game24",
         recipe="hybrid",
-        sources=(LegalPlaySource(num_plays=50_000, seed=seed, loss="results"),),
+        # Whole plays, not their results alone: else a policy sharpened on 631 puzzles gives illegal
+        # lines more than min_probability on others, and the value was never told that they fail.
+        sources=(LegalPlaySource(num_plays=50_000, seed=seed),),
         hybrid=HybridConfig(
             records=tuple(
                 RecordSource(path=f"stage:{stage}/records", weight=weight)

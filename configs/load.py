@@ -23,7 +23,7 @@ from typing import Annotated, Any, NoReturn
 
 import tyro
 
-from train import compilation_cache, host_memory
+from train import compilation_cache, host_memory, run_folder
 from train.errors import (
     EXIT_CONFIG,
     EXIT_DATA,
@@ -34,6 +34,7 @@ from train.errors import (
     Preempted,
 )
 from train.pipeline import Pipeline, Stage, reseed
+from train.stopping import StopFlag
 
 FOLDER = Path(__file__).resolve().parent
 
@@ -145,6 +146,20 @@ def main(program: str, command: Callable[[list[str]], Any]) -> NoReturn:
         code = next(code for kind, code in codes.items() if isinstance(error, kind))
         print(f"{program}: {' '.join(str(error).split())}", file=sys.stderr)
     raise SystemExit(code)
+
+
+@contextlib.contextmanager
+def opened_run(config: Any, flags: CommonFlags) -> Iterator[tuple[Path, StopFlag]]:
+    """The run folder that the flags ask for, and the stop flag of the work in it."""
+    folder = run_folder.prepare(
+        flags.run_folder,
+        config,
+        resume=flags.resume,
+        overwrite=flags.overwrite,
+        command=flags.command,
+    )
+    with StopFlag(deadline_seconds=flags.stop_after_seconds) as stop:
+        yield folder, stop
 
 
 def _parse_with_tyro(

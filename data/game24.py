@@ -58,6 +58,8 @@ def solvable(numbers: Sequence[int], target: int = TARGET) -> bool:
     goal = Fraction(target)
     if len(numbers) < 2:
         return [Fraction(number) for number in numbers] == [goal]
+    if not goal:  # x * 0 gives it with every x: there are no few partners
+        return goal in _values(tuple(sorted(numbers)))
     return any(
         needed in _values(right)
         for left, right in _partitions(tuple(sorted(numbers)))

@@ -151,6 +151,14 @@ def _policy(
 def _value(
     config: HybridConfig, folders: Folders, solved: SolvedTexts, tokenizer: Tokenizer
 ) -> Rows:
+    for source, games in zip(config.records, folders, strict=True):
+        is_labelled = any(game.trees for game in games) or not any(game.positions for game in games)
+        if config.value_from == "tree" and not is_labelled:
+            raise DataError(
+                'value_from="tree" labels the nodes of search trees; the records in '
+                f"{source.path} have none. Search with keep_trees=True, or take "
+                'value_from="outcome".'
+            )
     rows = functools.partial(
         record_rows.value_rows,
         solved=solved,

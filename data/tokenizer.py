@@ -35,6 +35,10 @@ class Tokenizer(Protocol):
     def eos_id(self) -> int: ...
 
     @property
+    def special_ids(self) -> tuple[int, ...]:
+        """Ids that stand for no text: padding, end of text, and begin of text and others if any."""
+
+    @property
     def newline_id(self) -> int | None:
         """Id of the token that is exactly a line end; None where there is no such token."""
 
@@ -82,6 +86,10 @@ class WordTokenizer:
     @property
     def eos_id(self) -> int:
         return 1
+
+    @property
+    def special_ids(self) -> tuple[int, ...]:
+        return (self.pad_id, self.eos_id)
 
     @functools.cached_property
     def newline_id(self) -> int | None:

@@ -4,6 +4,7 @@ Evaluates a run folder or checkpoint and prints the table and where the report i
 every option.
 """
 
+import dataclasses
 import json
 import shlex
 from dataclasses import dataclass
@@ -15,9 +16,8 @@ from data import problems
 from evaluation import report, standard
 from evaluation import run as evaluation
 from search.gumbel import SearchConfig
-from train import checkpoints, config_json, run_folder
+from train import checkpoints, config_json
 from train.errors import ConfigError
-from train.stopping import StopFlag
 
 USAGE = "usage: python -m evaluation CHECKPOINT [--options]"
 
@@ -65,19 +65,18 @@ def main(argv: list[str]) -> None:
     if flags.show:
         print(json.dumps(config_json.encode(config), indent=2))
         return
-    # A misspelt name leaves no run folder behind.
-    for name in filter(None, (config.checkpoint, config.base_checkpoint)):
-        checkpoints.find_step(name)
+    # A misspelt name leaves no run folder behind, and a run that trains on in the meantime does not
+    # change who answers after --resume.
+    base = config.base_checkpoint
+    config = dataclasses.replace(
+        config,
+        checkpoint=checkpoints.name_step(config.checkpoint),
+        base_checkpoint=None if base is None else checkpoints.name_step(base),
+    )
     for task in config.tasks:
         problems.load_problems(task, options.split)
-    folder = run_folder.prepare(
-        flags.run_folder,
-        config,
-        resume=flags.resume,
-        overwrite=flags.overwrite,
-        command=shlex.join(["python", "-m", "evaluation", *argv]),
-    )
-    with StopFlag(deadline_seconds=flags.stop_after_seconds) as stop:
+    command = shlex.join(["python", "-m", "evaluation", *argv])
+    with load.opened_run(config, dataclasses.replace(flags, command=command)) as (folder, stop):
         path = evaluation.run(config, folder, resume=flags.resume, stop=stop)
     report.show(report.read(path))
     print(f"report: {path}\nplot:   {path.with_name('accuracy.png')}")

@@ -7,6 +7,7 @@ and nothing of the answers; the one way to a checker is the oracle of a search t
 
 import functools
 import itertools
+import math
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -33,7 +34,7 @@ class Questions:
     """What a method is asked.
 
     numbers: the place of each prompt in its split, which only an oracle understands.
-    budgets: tokens the model may read for each prompt; None sets no limit.
+    budgets: forward passes that each prompt may cost; None sets no limit.
     """
 
     task: str
@@ -47,7 +48,8 @@ class Attempt:
     """One answer, before anyone has checked it.
 
     finished: it ended by itself; an unfinished text is never right. value: of the whole text.
-    others: finished texts that were passed over. evaluations: tokens the model read.
+    others: finished texts that were passed over. evaluations: forward passes, each of one token
+    through one network.
     """
 
     completion: str
@@ -60,12 +62,13 @@ class Attempt:
 
 @dataclass(frozen=True)
 class Player:
-    """A model that is ready to answer."""
+    """A model that is ready to answer; `num_networks` read every token of it."""
 
     model: LanguageModel
     params: Params
     tokenizer: Tokenizer
     tokenizer_name: str
+    num_networks: int = 1
 
     def values(self, texts: Sequence[Tokens], width: int) -> list[float]:
         """What the value head says at the end of each text of up to `width` tokens."""
@@ -84,7 +87,7 @@ class Player:
         self,
         prompts: Sequence[list[int]],
         completions: Sequence[Tokens],
-        evaluations: Sequence[int],
+        tokens_read: Sequence[int],
         max_completion_tokens: int,
     ) -> list[Attempt]:
         """One completion per prompt as attempts; their values are for the reader only."""
@@ -95,9 +98,9 @@ class Player:
                 completion=self.tokenizer.decode(ids),
                 finished=ids[-1:] == (self.tokenizer.eos_id,),
                 value=value,
-                evaluations=int(cost),
+                evaluations=self.num_networks * int(count),
             )
-            for ids, value, cost in zip(completions, values, evaluations, strict=True)
+            for ids, value, count in zip(completions, values, tokens_read, strict=True)
         ]
 
 
@@ -169,28 +172,40 @@ class Greedy(Method):
         )
         prompts = [player.tokenizer.encode(prompt.text) for prompt in questions.prompts]
         completions = [completion.tokens for completion in written]
-        costs = [len(prompt) + len(ids) for prompt, ids in zip(prompts, completions, strict=True)]
-        return player.attempts(prompts, completions, costs, self.max_completion_tokens)
+        read = [len(prompt) + len(ids) for prompt, ids in zip(prompts, completions, strict=True)]
+        return player.attempts(prompts, completions, read, self.max_completion_tokens)
 
 
 @dataclass(frozen=True, kw_only=True)
 class BestOfN(Method):
     """Sampled texts, of which the value head chooses one: what thinking in parallel gives.
 
-    For each problem samples are drawn as long as the model has read no more tokens than the search
-    `match` read for that very problem. The prompt counts once, as if all samples shared its cache.
+    For each problem samples are drawn as long as they cost no more forward passes than the search
+    `match` spent on that very problem. The prompt counts once, as if all samples shared its cache.
     """
 
     match: str = "search-50"
-    """Name of the search, earlier in the list and on the same split, whose tokens it may spend."""
+    """Name of the search, earlier in the list and on the same split, whose cost is its budget."""
     temperature: float = 1.0
     """Of the sampling."""
+    min_p: float | None = None
+    """Tokens less likely than this share of the likeliest one are never drawn (after the
+    temperature); a floor like the search's `min_probability`."""
     max_completion_tokens: int = 32
     """A longer text is a failure."""
     seed: int = 0
     """Decides the samples."""
 
     _family: ClassVar[str] = "best-of-n, value-chosen"
+
+    def __post_init__(self):
+        super().__post_init__()
+        floor = 1.0 if self.min_p is None else self.min_p
+        if not 0 <= self.temperature < math.inf or not 0 < floor <= 1:
+            raise ConfigError(
+                "best of n samples at a temperature of 0 or more, with min_p in (0, 1] or None; "
+                f"got {self.temperature=}, {self.min_p=}."
+            )
 
     @property
     def title_of_any(self) -> str:
@@ -219,7 +234,7 @@ class BestOfN(Method):
     def _draw(self, player: Player, prompt: Prompt, number: int, budget: int) -> list[Tokens]:
         """Samples of one prompt, at least one, that together fit into the budget."""
         rng_key = jax.random.fold_in(jax.random.key(self.seed), number)
-        left = budget - len(player.tokenizer.encode(prompt.text))
+        left = budget // player.num_networks - len(player.tokenizer.encode(prompt.text))
         samples: list[Tokens] = []
         for chunk in itertools.count():
             drawn = generate.generate_texts(
@@ -230,6 +245,7 @@ class BestOfN(Method):
                 max_new_tokens=self.max_completion_tokens,
                 rng_key=jax.random.fold_in(rng_key, chunk),
                 temperature=self.temperature,
+                min_p=self.min_p,
                 batch_size=SAMPLES_AT_ONCE,
             )
             for completion in drawn:
@@ -254,7 +270,7 @@ class BestOfN(Method):
             value=values[best],
             others=tuple(map(player.tokenizer.decode, others)),
             num_samples=len(samples),
-            evaluations=len(prompt) + sum(map(len, samples)),
+            evaluations=player.num_networks * (len(prompt) + sum(map(len, samples))),
         )
 
 
@@ -292,22 +308,16 @@ class Search(Method):
         return "-".join(["search", *map(str, self._simulations)]) + flags
 
     def play(self, player: Player, questions: Questions) -> list[Attempt]:
-        tokenizer, action = player.tokenizer, self.search.action
-        if action.kind == "step" and tokenizer.newline_id is None:
-            raise ConfigError(
-                f"step actions end at a newline token; tokenizer {player.tokenizer_name!r} has "
-                'none. Use actions of kind "token".'
-            )
-        stop_id = tokenizer.eos_id if tokenizer.newline_id is None else tokenizer.newline_id
+        action = self.search.action
         verify = None
         if self.search.use_oracle:
             verify = oracle.Oracle(questions.task, self.split, player.tokenizer_name)
         games = self_play.play(
-            token_model.TokenModel(player.model, action, tokenizer.eos_id, stop_id),
+            token_model.for_tokenizer(player.model, action, player.tokenizer),
             player.params,
             questions.prompts,
             questions.numbers,
-            tokenizer,
+            player.tokenizer,
             self_play.SelfPlayConfig(search=self.search, max_moves=self.max_moves),
             jax.random.key(0),
             verify,

@@ -1,9 +1,10 @@
 """The report of an evaluation: report.json, and the same rows as markdown and CSV.
 
-    {"schema_version": 1, "command", "commit", "hardware", "rows": [Row, ...]}
+    {"schema_version": 1, "command", "commit", "hardware", "rows": [Row, ...],
+     "comparisons": [Comparison, ...]}
 
-A forward pass is one token read by the network once: `forward_passes_per_problem` counts every
-token of prompt, candidate lines and texts that a method made the model read.
+A forward pass is one token read by one network: `forward_passes_per_problem` counts every token of
+prompt, candidate lines and texts that a method made it read, and twice where two networks read it.
 """
 
 import csv
@@ -59,10 +60,7 @@ class Row:
     settings: dict[str, Any]
 
     def __post_init__(self):
-        for name, kind in typing.get_type_hints(type(self)).items():
-            value = getattr(self, name)
-            if not _is_a(value, kind):
-                raise DataError(f"a report row has {name}: {kind}; got {value!r}. Correct the row.")
+        _check_types(self)
         if not 0 <= self.low <= self.score <= self.high <= 1 and self.metric in ACCURACIES:
             raise DataError(
                 "an accuracy lies inside its interval, and that in 0..1; got "
@@ -76,19 +74,48 @@ class Row:
             return self.method
         return self.method + " + oracle" * self.use_oracle + ", no value" * (not self.use_value)
 
+    @property
+    def name(self) -> str:
+        """What the row measures, apart from task and split."""
+        simulations = "" if self.simulations is None else f", {_simulations(self)} simulations"
+        return self.series + simulations
+
+
+@dataclass(frozen=True, kw_only=True)
+class Comparison:
+    """Two methods on the same n problems, in one run or in several of different seeds.
+
+    only_first, only_second: for each run, problems that only one of the two got right. p_values:
+    for each run, the two-sided exact McNemar test (`evaluation.statistics.mcnemar_p_value`).
+    """
+
+    task: str
+    split: str
+    stage: str
+    first: str
+    second: str
+    n: int
+    only_first: tuple[int, ...]
+    only_second: tuple[int, ...]
+    p_values: tuple[float, ...]
+
+    def __post_init__(self):
+        _check_types(self)
+
 
 @dataclass(frozen=True, kw_only=True)
 class Report:
-    """Rows and their origin: command line, git commit, processor."""
+    """Rows, tests between them, and their origin: command line, git commit, processor."""
 
     command: str
     commit: str
     hardware: str
     rows: tuple[Row, ...]
+    comparisons: tuple[Comparison, ...] = ()
     schema_version: int = SCHEMA_VERSION
 
 
-def make(rows: Sequence[Row], folder: Path) -> Report:
+def make(rows: Sequence[Row], folder: Path, comparisons: Sequence[Comparison] = ()) -> Report:
     """A report of `rows` from the run in `folder` (or a stage of a pipeline there)."""
     environment = run_folder.environment()
     hardware = f"{environment['cpu_model']}, {environment['cpu_cores']} cores"
@@ -101,6 +128,7 @@ def make(rows: Sequence[Row], folder: Path) -> Report:
         commit=(environment["git_commit"] or "unknown") + changed,
         hardware=hardware,
         rows=tuple(rows),
+        comparisons=tuple(comparisons),
     )
 
 
@@ -134,8 +162,12 @@ def read(path: Path) -> Report:
             "Use the code that wrote it, or evaluate again."
         )
     try:
-        rows = tuple(Row(**_with_tuples(row)) for row in raw["rows"])
-        return Report(**{**raw, "rows": rows})
+        rows = tuple(Row(**_with_tuples(row, "simulations")) for row in raw["rows"])
+        comparisons = tuple(
+            Comparison(**_with_tuples(each, "only_first", "only_second", "p_values"))
+            for each in raw.get("comparisons", ())
+        )
+        return Report(**{**raw, "rows": rows, "comparisons": comparisons})
     except (TypeError, KeyError, DataError) as error:
         raise DataError(f"{path} is not a report ({error}). Evaluate again.") from error
 
@@ -169,19 +201,41 @@ SHOWN_IF_THEY_DIFFER: Columns = {
     "state bytes": lambda row: f"{row.settings.get('state_bytes', 0):,}",
 }
 OF_SEARCH = ("simulations", "sims", "oracle", "value")  # left out where nothing was searched
-LEFT_ALIGNED = ("task", "stage", "metric", "method", "split", "oracle", "value")
+COMPARISON_COLUMNS: dict[str, Callable[[Comparison], str]] = {
+    "method": lambda each: each.first,
+    "against": lambda each: each.second,
+    "split": lambda each: each.split,
+    "only the first": lambda each: _numbers(each.only_first),
+    "only the second": lambda each: _numbers(each.only_second),
+    "n": lambda each: str(each.n),
+    "p": lambda each: _p_values(each),
+}
+LEFT_ALIGNED = ("task", "stage", "metric", "method", "against", "split", "oracle", "value")
 
 
 def to_markdown(report: Report) -> str:
     """The table that people read, with its origin below."""
     columns, cells = _table(report, COLUMNS)
-    rule = ["---" if name in LEFT_ALIGNED else "---:" for name in columns]
-    lines = [f"| {' | '.join(line)} |" for line in (columns, rule, *cells)]
     per_move = "Simulations are per move; f" if "simulations" in columns else "F"
-    lines += [
+    lines = [
+        *_markdown_table(columns, cells),
         "",
         f"{per_move}orward passes (tokens read by the model) and seconds per problem, without "
         "compilation.",
+    ]
+    if report.comparisons:
+        cells = [
+            [cell(each) for cell in COMPARISON_COLUMNS.values()] for each in report.comparisons
+        ]
+        lines += [
+            "",
+            *_markdown_table(list(COMPARISON_COLUMNS), cells),
+            "",
+            "Pairs of methods on the same problems: how many only one of them gets right, and p of "
+            "the exact two-sided McNemar test"
+            + (" (for each seed)." if len(report.comparisons[0].p_values) > 1 else "."),
+        ]
+    lines += [
         "",
         f"`{report.command}`, commit {report.commit}, {report.hardware}.",
     ]
@@ -204,9 +258,8 @@ def to_csv(report: Report) -> str:
 
 def one_line(row: Row) -> str:
     """A row for the terminal."""
-    simulations = "" if row.simulations is None else f", {_simulations(row)} simulations"
     return (
-        f"{row.task} {row.split}: {row.series}{simulations}: {_score(row)} "
+        f"{row.task} {row.split}: {row.name}: {_score(row)} "
         f"({_interval(row)}) of {row.n}" + f" {row.metric}" * (row.metric != "accuracy")
     )
 
@@ -221,6 +274,19 @@ def show(report: Report) -> None:
     for line in cells:
         table.add_row(*map(rich.markup.escape, line))
     rich.print(table)
+    for each in report.comparisons:
+        rich.print(
+            rich.markup.escape(
+                f"{each.first} against {each.second} ({each.split}): only one is right on "
+                f"{_numbers(each.only_first)} and {_numbers(each.only_second)} of {each.n}, "
+                f"p {_p_values(each)}"
+            )
+        )
+
+
+def _markdown_table(columns: Sequence[str], cells: Sequence[Sequence[str]]) -> list[str]:
+    rule = ["---" if name in LEFT_ALIGNED else "---:" for name in columns]
+    return [f"| {' | '.join(line)} |" for line in (columns, rule, *cells)]
 
 
 def _table(report: Report, columns: Columns) -> tuple[list[str], list[list[str]]]:
@@ -258,6 +324,14 @@ def _simulations(row: Row) -> str:
     return "" if row.simulations is None else str(row.simulations)
 
 
+def _numbers(numbers: Sequence[int]) -> str:
+    return ", ".join(map(str, numbers))
+
+
+def _p_values(comparison: Comparison) -> str:
+    return ", ".join("< 0.001" if p < 0.001 else f"{p:.3f}" for p in comparison.p_values)
+
+
 def _seconds(row: Row) -> str:
     seconds = row.seconds_per_problem
     if seconds is None:
@@ -265,8 +339,15 @@ def _seconds(row: Row) -> str:
     return f"{seconds:.1f}" if seconds >= 1 else f"{seconds:.3f}"
 
 
+def _check_types(row: Row | Comparison) -> None:
+    for name, kind in typing.get_type_hints(type(row)).items():
+        value = getattr(row, name)
+        if not _is_a(value, kind):
+            raise DataError(f"a report row has {name}: {kind}; got {value!r}. Correct the row.")
+
+
 def _is_a(value: Any, kind: Any) -> bool:
-    """Whether a value is of a type hint of `Row` (a bool is no number here)."""
+    """Whether a value is of a type hint of a row (a bool is no number here)."""
     if isinstance(kind, types.UnionType):
         return any(_is_a(value, each) for each in typing.get_args(kind))
     if kind is float:
@@ -276,11 +357,10 @@ def _is_a(value: Any, kind: Any) -> bool:
     return isinstance(value, typing.get_origin(kind) or kind)
 
 
-def _with_tuples(row: dict[str, Any]) -> dict[str, Any]:
-    simulations = row.get("simulations")
-    return row | {
-        "simulations": tuple(simulations) if isinstance(simulations, list) else simulations
-    }
+def _with_tuples(row: dict[str, Any], *names: str) -> dict[str, Any]:
+    """The row of a JSON file, in which tuples are lists."""
+    lists = {name: row[name] for name in names if isinstance(row.get(name), list)}
+    return row | {name: tuple(values) for name, values in lists.items()}
 
 
 def _command(folder: Path) -> str:

@@ -9,6 +9,7 @@ next batch, and a finished one can be tabulated again without a model.
 
 import dataclasses
 import functools
+import itertools
 import json
 import os
 import time
@@ -19,7 +20,7 @@ from pathlib import Path
 import rich
 
 from data import problems, tokenizer
-from evaluation import report, statistics
+from evaluation import paired_tests, report, statistics
 from evaluation.methods import (
     AnyMethod,
     Attempt,
@@ -33,7 +34,7 @@ from evaluation.methods import (
 from models.language_model import LanguageModel
 from models.paired import PairedModel
 from train import checkpoints, config_json
-from train.errors import ConfigError
+from train.errors import ConfigError, DataError
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -88,7 +89,7 @@ class Answer:
     """One line of a samples file: an attempt and what the checker said of it.
 
     solved_by_any: the answer or a text that was passed over is right (pass@n).
-    evaluations: tokens the model read. seconds: share of its batch; None in a batch that compiled.
+    evaluations: forward passes. seconds: share of its batch; None in a batch that compiled.
     """
 
     id: str
@@ -110,9 +111,11 @@ def run(config: EvaluationConfig, run_folder: Path, /, *, resume: bool, stop) ->
       DataError: an unreadable checkpoint. ConfigError: models that do not belong together.
     """
     players = _Players(config)
-    rows = []
+    rows: list[report.Row] = []
+    comparisons: list[report.Comparison] = []
     for task in config.tasks:
         answers: dict[tuple[str, str], list[Answer]] = {}
+        first_rows: dict[tuple[str, str], report.Row] = {}
         for method in config.methods:
             budgets = None
             if isinstance(method, BestOfN):
@@ -131,7 +134,17 @@ def run(config: EvaluationConfig, run_folder: Path, /, *, resume: bool, stop) ->
             for row in new_rows:
                 rich.print(report.one_line(row))
             rows += new_rows
-    return report.write(run_folder / "report", report.make(rows, run_folder))
+            first_rows[method.split, method.name] = new_rows[0]
+        comparisons += [
+            paired_tests.compare(
+                first_rows[first],
+                first_rows[second],
+                [answer.correct for answer in answers[first]],
+                [answer.correct for answer in answers[second]],
+            )
+            for first, second in paired_tests.compared_pairs(config.methods)
+        ]
+    return report.write(run_folder / "report", report.make(rows, run_folder, comparisons))
 
 
 class _Players:
@@ -157,6 +170,7 @@ class _Players:
             base,
             model=PairedModel(base.model.config, trained.model.config),
             params={"policy": base.params, "value": trained.params},
+            num_networks=2,
         )
 
 
@@ -173,17 +187,16 @@ def answer_all(
 ) -> list[Answer]:
     """Answers of one method to its problems, saved in `path` after every batch.
 
-    A batch is filled up to its size, so that all have the shape that is compiled already.
+    A batch is filled up to its size, so that all have the shape that is compiled already. The first
+    one of a call compiles and is not timed; if that leaves no time at all, it is played twice.
     """
     asked = problems.load_problems(task, method.split)[: method.limit]
     answers = read_answers(path) if resume else []
+    refuse_other_problems(path, answers, asked)
     # Best of n fills batches with samples of one problem.
     size = 1 if isinstance(method, BestOfN) else min(batch_size, len(asked))
-    is_compiled = False
-    while len(answers) < len(asked):
-        if stop is not None and stop.requested:
-            stop.raise_preempted(f"problem {len(answers)} of {len(asked)} of {path.stem}")
-        rows = range(len(answers), min(len(answers) + size, len(asked)))
+
+    def play(rows: range) -> list[Answer]:
         filled = [*rows, *[rows[0]] * (size - len(rows))]
         questions = Questions(
             task=task,
@@ -194,11 +207,45 @@ def answer_all(
         player = players(method.model)
         started = time.monotonic()
         attempts = method.play(player, questions)
-        seconds = (time.monotonic() - started) / size if is_compiled else None
-        answers += [check(asked[n], attempt, seconds) for n, attempt in zip(rows, attempts)]
+        seconds = (time.monotonic() - started) / size
+        return [check(asked[n], attempt, seconds) for n, attempt in zip(rows, attempts)]
+
+    is_compiled = False
+    while len(answers) < len(asked):
+        if stop is not None and stop.requested:
+            stop.raise_preempted(f"problem {len(answers)} of {len(asked)} of {path.stem}")
+        rows = range(len(answers), min(len(answers) + size, len(asked)))
+        new = play(rows)
+        if not is_compiled:
+            is_last = len(answers) + len(new) == len(asked)
+            if is_last and all(each.seconds is None for each in answers):
+                new = play(rows)
+            else:
+                new = [dataclasses.replace(each, seconds=None) for each in new]
+        answers += new
         write_answers(path, answers)
         is_compiled = True
     return answers
+
+
+def refuse_other_problems(
+    path: Path, answers: Sequence[Answer], asked: Sequence[problems.Problem]
+) -> None:
+    """Answers of an earlier call must be to the first of the problems that are asked now.
+
+    Raises:
+      DataError: they are not.
+    """
+    saved = [(answer.id, answer.prompt) for answer in answers]
+    wanted = [(problem.prompt.id, problem.prompt.text) for problem in asked[: len(answers)]]
+    pairs = itertools.zip_longest(saved, wanted, fillvalue="no problem")
+    for number, (theirs, ours) in enumerate(pairs):
+        if theirs != ours:
+            raise DataError(
+                f"an evaluation is resumed on the problems it began with; answer {number} in "
+                f"{path} is to {theirs}, where {ours} is asked now. Restore the problems, or use "
+                "--overwrite to ask all again."
+            )
 
 
 def check(problem: problems.Problem, attempt: Attempt, seconds: float | None) -> Answer:

@@ -17,6 +17,8 @@ from models import layers
 from models.short_convolution import ShortConvolution
 from models.view import View
 
+MAX_WINDOW_RADIUS = 16.0  # the sums of a window hold exp(score), and gradients its square
+
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class AttentionConfig:
@@ -41,6 +43,13 @@ class AttentionConfig:
     those of low orders, spread over a long text, and what was sought becomes a small part of the
     sum; this makes its direction count and not its size."""
 
+    window_tokens: int = 0
+    """Keys fewer tokens old than this get the weights of softmax; 0: no window. Older ones: none
+    with "softmax", those of the polynomial with "taylor", under one normaliser; this needs
+    normalize_query_key and a radius."""
+    decay: bool = False
+    """Weights of "taylor" shrink by the factor 1 - 2^(-5 - h) per token in key/value head h."""
+
     def __post_init__(self):
         if self.radius is not None and not (self.normalize_query_key and self.radius > 0):
             raise ValueError(
@@ -53,8 +62,24 @@ class AttentionConfig:
                 "a short convolution mixes at least 2 tokens, 0 means none; got "
                 f"short_conv_width={self.short_conv_width}. The usual width is 4."
             )
+        if self.window_tokens < 0:
+            raise ValueError(
+                f"a window has a number of tokens, 0 means none; got {self.window_tokens=}."
+            )
         if self.kind == "softmax":
+            if self.decay:
+                raise ValueError(
+                    'decay belongs to kind="taylor"; got kind="softmax", decay=True. '
+                    "Leave decay out."
+                )
             return
+        if self.window_tokens and not (self.radius or math.inf) <= MAX_WINDOW_RADIUS:
+            raise ValueError(
+                "a window beside a polynomial takes exp of scores without shifting them, so they "
+                f"must be bounded; got normalize_query_key={self.normalize_query_key}, "
+                f"radius={self.radius}. Set normalize_query_key=True and a radius of at most "
+                f"{MAX_WINDOW_RADIUS}, such as 2.0."
+            )
         if self.coefficients == "minimax" and self.radius is None:
             raise ValueError(
                 "minimax coefficients fit exp on a bounded range of scores; got radius=None. "
@@ -68,6 +93,12 @@ class AttentionConfig:
                 f"normalize_query_key={self.normalize_query_key}, radius={self.radius}. Use an "
                 f"even order, or normalize_query_key=True with a radius up to {largest:.3f}."
             )
+
+    def log_decay(self, num_kv_heads: int) -> np.ndarray | None:
+        """[K] logarithm of the decay per token; None without. RetNet, arXiv:2307.08621, eq. 8."""
+        if not self.decay:
+            return None
+        return np.log1p(-(2.0 ** (-5.0 - np.arange(num_kv_heads))))
 
     @property
     def polynomial(self) -> np.ndarray:
@@ -142,42 +173,80 @@ class Attention(nn.Module):
         return *projected, tuple(inputs)
 
     def _attend(self, query, own, view, prefix, begins) -> Float[Array, "B R T N H"]:
-        """Attention by the form that suits: keys of a prefix, of a lane, or sums in linear time."""
+        """Attention over the own lane and the prefix, in the form that suits what they hold."""
         parts = [(own, view.age)]
         state = None if prefix is None else prefix.past
         if isinstance(state, caches.KeyValues):
             slots = jnp.arange(state.key.shape[1])[None]
             parts, state = [(state, view.age_in_prefix(slots)), *parts], None
         if self.config.kind == "softmax":
+            if window := self.config.window_tokens:
+                parts = [(kv, jnp.where(age < window, age, -1)) for kv, age in parts]
             return sums.softmax_attention(query, parts)
+        recent = None if prefix is None else prefix.window
         if begins and len(parts) == 1 and query.shape[1] == 1:
-            return taylor.taylor_attention(  # one lane after nothing or a state: linear in T
-                *(z[:, 0] for z in (query, own.key, own.value)),
-                coefficients=self.config.polynomial,
-                segment_ids=view.segment_ids,
-                initial_state=state,
-            )[:, None]
-        numerator, denominator = sums.weighted_sums(query, parts, self._weights)
-        if state is not None:
-            past, past_total = self._read_state(query, state)
-            numerator, denominator = numerator + past, denominator + past_total
-        return sums.join_heads(numerator / denominator[..., None]).astype(query.dtype)
+            terms = self._linear_sums(query, own, view, state, recent)
+        else:
+            terms = self._explicit_sums(query, parts, view, state, recent)
+        return sums.divide(terms).astype(query.dtype)
+
+    def _linear_sums(self, query, own, view, state, recent) -> list[sums.Sums]:
+        """One lane after nothing or a state, in time linear in T."""
+        numerator, denominator = taylor.taylor_attention_sums(
+            *(z[:, 0] for z in (query, own.key, own.value)),
+            coefficients=self.config.polynomial,
+            log_decay=self.config.log_decay(self.num_kv_heads),
+            segment_ids=view.segment_ids,
+            initial_state=state,
+        )
+        terms = [(numerator[:, None], denominator[:, None])]
+        if self.config.window_tokens:
+            blocks, part = sums.blocks_of_window(
+                query, own, recent, view, self.config.window_tokens
+            )
+            excess = sums.weighted_sums(blocks, part, self._excess)
+            terms.append(sums.join_blocks(excess, query.shape[2]))
+        return terms
+
+    def _explicit_sums(self, query, parts, view, state, recent) -> list[sums.Sums]:
+        """Key by key over the parts; a prefix that is a state adds its sums."""
+        terms = [sums.weighted_sums(query, part, self._weights) for part in parts]
+        if state is None:
+            return terms
+        batch, lanes, length, num_heads, head_dim = query.shape
+        log_decay = self.config.log_decay(self.num_kv_heads)
+        since_prefix = view.positions - view.prefix_length[:, None, None] + 1
+        numerator, denominator = taylor.query_state(
+            query.reshape(batch, lanes * length, num_heads, head_dim),
+            state,
+            coefficients=self.config.polynomial,
+            log_decay=log_decay,
+            distance=None if log_decay is None else since_prefix.reshape(batch, -1),
+        )
+        terms.append((numerator.reshape(query.shape), denominator.reshape(query.shape[:-1])))
+        if recent is not None:
+            part = (recent, view.age_of_latest(self.config.window_tokens))
+            terms.append(sums.weighted_sums(query, part, self._excess))
+        return terms
 
     def _weights(self, scores, age):
-        """The weight of a score, 0 for a hidden key."""
-        return jnp.where(age < 0, 0.0, taylor.polynomial(scores, self.config.polynomial))
+        """The polynomial's weights, in the window those of softmax."""
+        weights = taylor.polynomial(scores, self.config.polynomial)
+        if window := self.config.window_tokens:
+            weights = jnp.where(age < window, jnp.exp(scores), weights)
+        return self._aged(weights, age)
 
-    def _read_state(self, query, state: taylor.TaylorState) -> sums.Sums:
-        """The sums over a prefix that is a state."""
-        batch, lanes, length, num_heads, head_dim = query.shape
-        flat = query.reshape(batch, lanes * length, num_heads, head_dim)
-        past, past_total = taylor.query_state(flat, state, coefficients=self.config.polynomial)
-        past_total = past_total.reshape(*query.shape[:-1], 1)
-        kv_heads = self.num_kv_heads
-        return (
-            sums.split_heads(past.reshape(query.shape), kv_heads),
-            sums.split_heads(past_total, kv_heads)[..., 0],
-        )
+    def _excess(self, scores, age):
+        """What softmax gives the keys in the window beyond the polynomial's weight."""
+        excess = jnp.exp(scores) - taylor.polynomial(scores, self.config.polynomial)
+        return self._aged(jnp.where(age < self.config.window_tokens, excess, 0.0), age)
+
+    def _aged(self, weights, age):
+        log_decay_K = self.config.log_decay(self.num_kv_heads)
+        if log_decay_K is not None:
+            per_token = jnp.asarray(log_decay_K, weights.dtype)[:, None, None, None]
+            weights = weights * jnp.exp(per_token * jnp.maximum(age, 0))
+        return jnp.where(age < 0, 0.0, weights)
 
     def _normalize(self, query: Float[Array, "*B N H"]) -> Float[Array, "*B N H"]:
         """Unit length times the temperature: score = temperature * cosine."""

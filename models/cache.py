@@ -49,7 +49,7 @@ class PrefixLayer:
     """What a layer keeps of a prefix.
 
     past: keys and values of all tokens, or the Taylor state after the last one.
-    window: beside a state, keys and values of the last tokens, `[B, window_tokens - 1, K, H]`.
+    window: beside a state, keys and values of the last tokens, `[B, window_tokens, K, H]`.
     inputs: of the last tokens, `[B, short_conv_width - 1, N or K, H]` each. Like the window they
     end with the last token of each row, and begin with zeros in rows that have fewer.
     """
@@ -90,13 +90,17 @@ def append(
 
     Keys and values are written at slots `length .. length + T` of each row (padding is hidden by
     the length); slots beyond the capacity are dropped, never clamped onto older ones.
+
+    log_decay: [K], of a state.
     """
     new = jax.tree.map(lambda x: x[:, 0], new)
     key_values = new.key_values
     past: KeyValues | taylor.TaylorState
     if isinstance(layer.past, taylor.TaylorState):
         is_text = jnp.arange(key_values.key.shape[1]) < num_new[:, None]
-        past = taylor.fold(layer.past, key_values.key, key_values.value, is_text)
+        past = taylor.fold(
+            layer.past, key_values.key, key_values.value, is_text, log_decay=log_decay
+        )
     else:
         past = jax.tree.map(
             lambda buffer, update: jax.vmap(_write)(buffer, update, length), layer.past, key_values

@@ -41,7 +41,7 @@ class Generated(NamedTuple):
     tokens: a stop token is the last of its row and is kept; after it come zeros.
     lengths: tokens generated, the stop token included; 1..M.
     log_probs: log p(token | all before) in nats under the model itself, that is at temperature 1
-      over the whole vocabulary, whatever the sampling was; 0 after the end.
+      over all tokens but the forbidden ones, whatever the sampling was; 0 after the end.
     """
 
     tokens: Int[Array, "B M"]
@@ -57,13 +57,32 @@ class Completion(NamedTuple):
     log_probs: tuple[float, ...]
 
 
+def unwritable_tokens(tokenizer: Tokenizer, vocab_size: int) -> tuple[int, ...]:
+    """Ids below the model's `vocab_size` that no text holds, and that are never written.
+
+    Special tokens other than the end of text, and the ids a tokenizer does not have.
+    """
+    special = (token for token in tokenizer.special_ids if token != tokenizer.eos_id)
+    return (*sorted(special), *range(tokenizer.vocab_size, vocab_size))
+
+
+def forbid(logits: Float[Array, "*B V"], tokens: tuple[int, ...]) -> Float[Array, "*B V"]:
+    """Minus infinity for `tokens`: the others share all probability."""
+    return logits.at[..., tokens].set(-jnp.inf) if tokens else logits
+
+
 def filter_logits(
-    logits: Float[Array, "V"], *, top_k: int | None = None, top_p: float | None = None
+    logits: Float[Array, "V"],
+    *,
+    top_k: int | None = None,
+    top_p: float | None = None,
+    min_p: float | None = None,
 ) -> Float[Array, "V"]:
     """Minus infinity for all but the tokens that may be drawn.
 
     top_k: exactly the k most probable. top_p: the fewest most probable that together reach p
     (nucleus sampling, arXiv:1904.09751), counted within the top k. Ties go to the smaller id.
+    min_p: those at least min_p times as probable as the likeliest one (arXiv:2407.01082).
     """
     order = jnp.argsort(logits, descending=True, stable=True)
     kept = jnp.ones(logits.shape, bool)  # by rank
@@ -73,6 +92,8 @@ def filter_logits(
         probabilities = jax.nn.softmax(jnp.where(kept, logits[order], -jnp.inf))
         mass_before = jnp.cumsum(probabilities) - probabilities
         kept = kept & (mass_before < top_p)
+    if min_p is not None:
+        kept = kept & (logits[order] >= logits[order[0]] + math.log(min_p))
     return jnp.where(jnp.zeros_like(kept).at[order].set(kept), logits, -jnp.inf)
 
 
@@ -83,13 +104,14 @@ def sample_token(
     temperature: float = 1.0,
     top_k: int | None = None,
     top_p: float | None = None,
+    min_p: float | None = None,
 ) -> Int[Array, ""]:
-    """One token: temperature first, then top-k, then top-p. Temperature 0 takes the likeliest."""
+    """One token: temperature first, then the filters. Temperature 0 takes the likeliest."""
     if temperature == 0:
         return jnp.argmax(logits).astype(jnp.int32)
     logits = logits.astype(jnp.float32) / temperature
-    if top_k is not None or top_p is not None:
-        logits = filter_logits(logits, top_k=top_k, top_p=top_p)
+    if not (top_k is top_p is min_p is None):
+        logits = filter_logits(logits, top_k=top_k, top_p=top_p, min_p=min_p)
     return jax.random.categorical(rng_key, logits).astype(jnp.int32)
 
 
@@ -104,7 +126,9 @@ def generate(
     temperature: float = 1.0,
     top_k: int | None = None,
     top_p: float | None = None,
+    min_p: float | None = None,
     stop_tokens: tuple[int, ...] = (),
+    forbidden_tokens: tuple[int, ...] = (),
 ) -> Generated:
     """Continues right-padded prompts of `lengths[b]` >= 1 tokens by up to M = max_new_tokens.
 
@@ -114,6 +138,7 @@ def generate(
       rng_key: one typed key (`jax.random.key`), from which row b takes `fold_in(rng_key, b)`, or
         one key per row. Step t of a row draws with `fold_in(row key, t)`.
       temperature: 0 is greedy and uses no randomness.
+      forbidden_tokens: never drawn, as if the vocabulary did not have them.
     """
     vocab_size = model.config.vocab_size
     if max_new_tokens < 1:
@@ -124,8 +149,13 @@ def generate(
         raise ValueError(f"top_k must lie in 1..{vocab_size} (the vocabulary); got {top_k}.")
     if top_p is not None and not 0 < top_p <= 1:
         raise ValueError(f"top_p must lie in (0, 1]; got {top_p}.")
-    if not all(0 <= token < vocab_size for token in stop_tokens):
-        raise ValueError(f"stop_tokens must be ids below {vocab_size}; got {stop_tokens}.")
+    if min_p is not None and not 0 < min_p <= 1:
+        raise ValueError(f"min_p must lie in (0, 1]; got {min_p}.")
+    for name, ids in (("stop_tokens", stop_tokens), ("forbidden_tokens", forbidden_tokens)):
+        if not all(0 <= token < vocab_size for token in ids):
+            raise ValueError(f"{name} must be ids below {vocab_size}; got {ids}.")
+    if len(set(forbidden_tokens)) == vocab_size:
+        raise ValueError(f"forbidden_tokens must leave a token; got all {vocab_size}.")
     num_rows = tokens.shape[0]
     if rng_key.ndim == 0:
         rng_key = jax.vmap(lambda row: jax.random.fold_in(rng_key, row))(jnp.arange(num_rows))
@@ -139,15 +169,23 @@ def generate(
         temperature=float(temperature),
         top_k=top_k,
         top_p=top_p,
+        min_p=min_p,
         stop_tokens=tuple(stop_tokens),
+        forbidden_tokens=tuple(forbidden_tokens),
     )
 
 
 @functools.partial(
     jax.jit,
-    static_argnames=("model", "max_new_tokens", "temperature", "top_k", "top_p", "stop_tokens"),
-)
-def _generate(model, params, tokens, lengths, row_keys, *, max_new_tokens, stop_tokens, **sampling):
+    static_argnames=(
+        "model", "max_new_tokens", "temperature", "top_k", "top_p", "min_p", "stop_tokens",
+        "forbidden_tokens",
+    ),
+)  # fmt: skip
+def _generate(
+    model, params, tokens, lengths, row_keys,
+    *, max_new_tokens, stop_tokens, forbidden_tokens, **sampling,
+):  # fmt: skip
     num_rows, prompt_width = tokens.shape
     stops = jnp.asarray(stop_tokens, jnp.int32)
     rows = jnp.arange(num_rows)
@@ -155,6 +193,7 @@ def _generate(model, params, tokens, lengths, row_keys, *, max_new_tokens, stop_
     def draw(step, logits, running, generated):
         """Appends token number `step` to every running row."""
         keys = jax.vmap(jax.random.fold_in, (0, None))(row_keys, step)
+        logits = forbid(logits, forbidden_tokens)
         token = jax.vmap(lambda key, row: sample_token(key, row, **sampling))(keys, logits)
         log_prob = jax.nn.log_softmax(logits.astype(jnp.float32))[rows, token]
         generated = Generated(
@@ -197,11 +236,13 @@ def generate_texts(
     temperature: float = 1.0,
     top_k: int | None = None,
     top_p: float | None = None,
+    min_p: float | None = None,
     stop_tokens: tuple[int, ...] | None = None,
     batch_size: int = 64,
 ) -> list[Completion]:
     """Continues each text; the n-th draws from `fold_in(rng_key, n)` however the batches fall.
 
+    Only tokens that a text can hold are drawn (all but `unwritable_tokens`).
     Texts of like length share a batch; prompts are padded to a power of two and batches to
     `batch_size` rows, so that few shapes are compiled. For several samples repeat the text.
 
@@ -232,7 +273,9 @@ def generate_texts(
             temperature=temperature,
             top_k=top_k,
             top_p=top_p,
+            min_p=min_p,
             stop_tokens=stop_tokens,
+            forbidden_tokens=unwritable_tokens(tokenizer, model.config.vocab_size),
         )
         new_tokens, new_lengths, log_probs = jax.device_get(generated)
         for row, n in enumerate(rows):

@@ -122,8 +122,8 @@ class LanguageModel:
 
     def _append(self, cache: caches.Cache, owns: tuple, lengths) -> caches.Cache:
         layers = tuple(
-            caches.append(layer, own, cache.length, lengths)
-            for layer, own in zip(cache.layers, owns, strict=True)
+            caches.append(layer, own, cache.length, lengths, c.attention.log_decay(c.kv_heads))
+            for c, layer, own in zip(self.layer_configs, cache.layers, owns, strict=True)
         )
         return caches.Cache(layers=layers, length=cache.length + lengths)
 
@@ -229,18 +229,18 @@ def _first_lane(out: ModelOutputs) -> ModelOutputs:
 
 def _empty_prefix(config, batch: int, capacity: int) -> caches.PrefixLayer:
     c = config.attention
-    past: caches.KeyValues | taylor.TaylorState
+    inputs = _no_inputs(config, batch, c.short_conv_width - 1)
     if c.kind == "softmax":
-        past = _no_key_values(config, batch, capacity)
-    else:
-        past = taylor.empty_state(
-            batch_size=batch,
-            num_kv_heads=config.kv_heads,
-            head_dim=config.head_dim,
-            value_dim=config.head_dim,
-            order=c.order,
-        )
-    return caches.PrefixLayer(past=past, inputs=_no_inputs(config, batch, c.short_conv_width - 1))
+        return caches.PrefixLayer(past=_no_key_values(config, batch, capacity), inputs=inputs)
+    state = taylor.empty_state(
+        batch_size=batch,
+        num_kv_heads=config.kv_heads,
+        head_dim=config.head_dim,
+        value_dim=config.head_dim,
+        order=c.order,
+    )
+    window = _no_key_values(config, batch, c.window_tokens) if c.window_tokens else None
+    return caches.PrefixLayer(past=state, window=window, inputs=inputs)
 
 
 def _as_prefix(config, own: caches.LaneLayer, lengths: Int[Array, "B"]) -> caches.PrefixLayer:

@@ -1,7 +1,7 @@
 """A short causal convolution on queries, keys or values: each token mixes with the few before it.
 
-It lets one layer compare pairs of neighbours, which induction and recall want: the shift of H3,
-arXiv:2212.14052, section 3.1; beside linear attention Based, arXiv:2402.18668, section 4.
+It lets one layer compare pairs of neighbours, which induction and recall want. Sources: the shift
+of H3, arXiv:2212.14052; beside linear attention, Based, arXiv:2402.18668.
 """
 
 import flax.linen as nn

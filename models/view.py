@@ -24,9 +24,9 @@ class View:
 
     positions: Leaf
     age: Leaf
-    prefix_length: Leaf | None = None
-    filled: Leaf | None = None
-    segment_ids: Leaf | None = None
+    prefix_length: Leaf = None
+    filled: Leaf = None
+    segment_ids: Leaf = None
 
     def age_in_prefix(self, position: Int[Array, "#B S"]) -> Int[Array, "B R T S"]:
         """Ages of the keys at these positions of the prefix, hidden where it has no such token."""

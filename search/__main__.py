@@ -3,13 +3,11 @@ the problems of a config and writes their records.
 """
 
 import dataclasses
-import os
 
 from configs import load
 from search import self_play
-from train import checkpoints, run_folder, show
+from train import checkpoints, show
 from train.errors import ConfigError
-from train.stopping import StopFlag
 
 
 def main(argv: list[str]) -> None:
@@ -23,19 +21,10 @@ def main(argv: list[str]) -> None:
             "of a `python -m train` run."
         )
     # A misspelt name leaves no run folder behind, and a run that trains on in the meantime does not
-    # change who plays after --resume: the config names one step.
-    step = checkpoints.find_step(config.checkpoint)
-    checkpoints.read_metadata(step)
-    config = dataclasses.replace(config, checkpoint=os.path.relpath(step))
+    # change who plays after --resume.
+    config = dataclasses.replace(config, checkpoint=checkpoints.name_step(config.checkpoint))
     self_play.load_problems(config)
-    folder = run_folder.prepare(
-        flags.run_folder,
-        config,
-        resume=flags.resume,
-        overwrite=flags.overwrite,
-        command=flags.command,
-    )
-    with StopFlag(deadline_seconds=flags.stop_after_seconds) as stop:
+    with load.opened_run(config, flags) as (folder, stop):
         print(f"records: {self_play.run(config, folder, resume=flags.resume, stop=stop)}")
 
 

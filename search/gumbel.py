@@ -7,10 +7,12 @@ actions. What the k leave out is one more bucket, the *rest*: unvisited, so wort
 
 import dataclasses
 import functools
+import math
 
 import jax
 import jax.numpy as jnp
 import mctx
+import numpy as np
 from flax import struct
 from jaxtyping import Array, Float
 
@@ -66,6 +68,64 @@ class SearchConfig:
         if self.max_considered_actions is not None:
             return self.max_considered_actions
         return min(max(4, num_simulations // 3), self.action.num_candidates - 1)
+
+    @property
+    def capacity(self) -> int:
+        """Simulations of the largest search."""
+        sizes = self.num_simulations
+        return sizes if isinstance(sizes, int) else max(sizes)
+
+    @property
+    def compiled(self) -> "SearchConfig":
+        """The settings that a program is compiled for: all but those that a `Plan` holds."""
+        return dataclasses.replace(
+            self, num_simulations=self.capacity, max_considered_actions=None, use_value=True
+        )
+
+    def plan(self, num_simulations: int, *, capacity: int) -> "Plan":
+        """One search of so many simulations in a tree that has room for `capacity`."""
+        visits = np.zeros((self.action.num_candidates + 1, capacity), np.int32)
+        for num_valid in range(len(visits)):
+            considered = min(self.considered_with(num_simulations), num_valid)
+            visits[num_valid, :num_simulations] = sequential_halving(considered, num_simulations)
+        return Plan(
+            num_simulations=np.int32(num_simulations),
+            value_weight=np.float32(self.use_value),
+            considered_visits=visits,
+        )
+
+
+@struct.dataclass
+class Plan:
+    """The settings of a search that are data, so that one compiled program serves many sizes.
+
+    num_simulations: at most the capacity. value_weight: 1 with `use_value`, else 0.
+    considered_visits: `[k + 1, capacity]`: with n valid root actions, simulation i chooses among
+    those that were visited `considered_visits[n, i]` times.
+    """
+
+    num_simulations: Leaf
+    value_weight: Leaf
+    considered_visits: Leaf
+
+
+def sequential_halving(num_considered: int, num_simulations: int) -> list[int]:
+    """For each simulation, how often the actions have been visited of which it takes the best.
+
+    All considered actions are visited equally often, then the better half of them, and so on; about
+    the same number of simulations goes to each of the log2 rounds.
+    Source: Karnin, Koren and Somekh, ICML 2013; Gumbel MuZero (ICLR 2022), algorithm 2.
+    """
+    if num_considered <= 1:
+        return list(range(num_simulations))
+    rounds = math.ceil(math.log2(num_considered))
+    visits, sequence = [0] * num_considered, list[int]()
+    while len(sequence) < num_simulations:
+        for _ in range(max(1, num_simulations // (rounds * num_considered))):
+            sequence += visits[:num_considered]
+            visits[:num_considered] = [n + 1 for n in visits[:num_considered]]
+        num_considered = max(2, num_considered // 2)
+    return sequence[:num_simulations]
 
 
 @struct.dataclass
@@ -129,6 +189,18 @@ def improved_policy(tree, node_index, config: SearchConfig) -> Float[Array, "k1"
     return jax.nn.softmax(jnp.append(log_probs + sigma, rest))
 
 
+def _root_action(rng_key, tree, node_index, *, plan, config):
+    """The best g + log p + sigma(q) of the actions whose turn it is (Sequential Halving)."""
+    del rng_key
+    visits = tree.children_visits[node_index]
+    log_probs = tree.children_prior_logits[node_index]
+    sigma, _, _ = completed_qvalues(tree, node_index, config)
+    is_valid = tree.root_invalid_actions == 0
+    turn = plan.considered_visits[jnp.sum(is_valid), jnp.sum(visits)]
+    score = tree.extra_data.root_gumbel + (log_probs - jnp.max(log_probs)) + sigma
+    return jnp.argmax(jnp.where(is_valid & (visits == turn), score, -jnp.inf)).astype(jnp.int32)
+
+
 def _interior_action(rng_key, tree, node_index, depth, *, config):
     """argmax_a pi'(a) - N(a) / (1 + sum N) (equation 14), the rest in the normaliser."""
     del rng_key, depth
@@ -149,7 +221,24 @@ def search(
     config: SearchConfig,
     verify: token_model.Verify | None = None,
 ) -> SearchResult:
+    """`planned_search` in a tree of just this size."""
+    plan = config.plan(num_simulations, capacity=num_simulations)
+    return planned_search(model, params, root, rng_key, plan=plan, config=config, verify=verify)
+
+
+def planned_search(
+    model: token_model.Dynamics,
+    params,
+    root: token_model.State,
+    rng_key: Array,
+    *,
+    plan: Plan,
+    config: SearchConfig,
+    verify: token_model.Verify | None = None,
+) -> SearchResult:
     """Searches B texts at once. `root` needs no candidates; they are proposed here.
+
+    What `plan` holds comes from there, everything else from `config`.
 
     A finished edge has reward r and discount 0: r is the oracle's outcome, or else the value head's
     estimate of the finished text (a text that ran out of room is a failure). Simulations that reach
@@ -161,7 +250,8 @@ def search(
         )
     noise_key, search_key = jax.random.split(rng_key)
     root = model.propose(params, root, noise_key if config.root_noise else None)
-    value_on = 1.0 if config.use_value else 0.0
+    plan = jax.tree.map(jnp.asarray, plan)
+    value_on = plan.value_weight
     oracle = verify if config.use_oracle else None
 
     def recurrent_fn(params, rng_key, action, state):
@@ -183,7 +273,10 @@ def search(
         )
         return output, child
 
-    qtransform = lambda tree, node: completed_qvalues(tree, node, config)[0]  # noqa: E731
+    def simulate(start, capacity, one_simulation, loop_state):
+        del capacity  # the tree has room for it
+        return jax.lax.fori_loop(start, plan.num_simulations, one_simulation, loop_state)
+
     tree = mctx.search(
         params=params,
         rng_key=search_key,
@@ -191,14 +284,10 @@ def search(
             prior_logits=root.candidates.log_probs, value=value_on * root.value, embedding=root
         ),
         recurrent_fn=recurrent_fn,
-        root_action_selection_fn=functools.partial(
-            mctx.gumbel_muzero_root_action_selection,
-            num_simulations=num_simulations,
-            max_num_considered_actions=config.considered_with(num_simulations),
-            qtransform=qtransform,
-        ),
+        root_action_selection_fn=functools.partial(_root_action, plan=plan, config=config),
         interior_action_selection_fn=functools.partial(_interior_action, config=config),
-        num_simulations=num_simulations,
+        num_simulations=plan.considered_visits.shape[1],
+        loop_fn=simulate,
         invalid_actions=1 - root.candidates.is_present.astype(jnp.int32),
         extra_data=mctx.GumbelMuZeroExtraData(root_gumbel=root.candidates.gumbel),
     )

@@ -9,10 +9,10 @@ import dataclasses
 import jax
 import jax.numpy as jnp
 from flax import struct
-from jaxtyping import Array, Bool, Float
+from jaxtyping import Array, Bool, Float, Int
 
 from models import cache as caches
-from models import language_model
+from models import generate, language_model
 from models.cache import Leaf
 
 
@@ -50,8 +50,9 @@ def propose(
     num_candidates: int,
     num_tokens: int,
     stop_tokens: tuple[int, ...],
+    forbidden_tokens: tuple[int, ...] = (),
     rng_key: Array | None = None,
-) -> Candidates:
+) -> tuple[Candidates, Int[Array, "B"]]:
     """k distinct continuations of up to `num_tokens` tokens, each ending early at a stop token.
 
     With `rng_key`, a sample without replacement from the model's distribution over continuations,
@@ -61,6 +62,10 @@ def propose(
 
     Args:
       cache, logits: the text so far and the model's next-token logits after it.
+      forbidden_tokens: in no continuation, as if the vocabulary did not have them.
+
+    Returns:
+      The continuations, and how many tokens the model read to find them (in lanes that go on).
     """
     batch, vocab = logits.shape
     k = num_candidates
@@ -73,8 +78,9 @@ def propose(
     tokens = jnp.zeros((batch, 1, num_tokens), jnp.int32)
     lengths = jnp.zeros((batch, 1), jnp.int32)
     stopped = jnp.zeros((batch, 1), bool)
-    next_log_probs = jax.nn.log_softmax(logits)[:, None]
+    next_log_probs = jax.nn.log_softmax(generate.forbid(logits, forbidden_tokens))[:, None]
     lanes = None
+    tokens_read = jnp.zeros((batch,), jnp.int32)
 
     for i in range(num_tokens):
         beams = tokens.shape[1]
@@ -88,6 +94,8 @@ def propose(
             ranked = _condition_on_maximum(ranked, perturbed)
             # A stopped beam keeps the noise it has.
             ranked = jnp.where(stopped[..., None], only_self + perturbed[..., None], ranked)
+            # Of an absent beam, and of no beam by a forbidden token, there is no child.
+            ranked = jnp.where(children > -jnp.inf, ranked, -jnp.inf)
         width = min(k, beams * vocab)
         perturbed, index = jax.lax.top_k(ranked.reshape(batch, -1), width)
         parent, token = index // vocab, index % vocab
@@ -107,12 +115,14 @@ def propose(
             else:
                 lanes = caches.reorder(lanes, parent)
             out, lanes = model.branch(params, cache, lanes, tokens[:, :, i])
-            next_log_probs = jax.nn.log_softmax(out.logits)
+            next_log_probs = jax.nn.log_softmax(generate.forbid(out.logits, forbidden_tokens))
+            tokens_read += jnp.sum(~stopped & (log_probs > -jnp.inf), axis=1)
 
     gumbel = jnp.zeros_like(log_probs)
     if keys is not None:  # where fewer than k continuations exist, the others are absent
         gumbel = jnp.where(log_probs > -jnp.inf, perturbed - log_probs, 0.0)
-    return Candidates(tokens=tokens, lengths=lengths, log_probs=log_probs, gumbel=gumbel)
+    found = Candidates(tokens=tokens, lengths=lengths, log_probs=log_probs, gumbel=gumbel)
+    return found, tokens_read
 
 
 def _condition_on_maximum(

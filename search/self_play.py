@@ -67,16 +67,10 @@ def _start(model, params, tokens, lengths, problem):
     return model.start(params, tokens, lengths, problem)
 
 
-@functools.partial(jax.jit, static_argnums=(0, 4, 5, 6))
-def _search(model, params, root, rng_key, num_simulations, config, verify):
-    return gumbel.search(
-        model,
-        params,
-        root,
-        rng_key,
-        num_simulations=num_simulations,
-        config=config,
-        verify=verify,
+@functools.partial(jax.jit, static_argnums=(0, 5, 6))
+def _search(model, params, root, rng_key, plan, config, verify):
+    return gumbel.planned_search(
+        model, params, root, rng_key, plan=plan, config=config, verify=verify
     )
 
 
@@ -147,15 +141,9 @@ def play(
         root = {"length": np.asarray(state.length), "finished": np.asarray(state.finished)}
         if root["finished"].all():
             break
-        result = _search(
-            model,
-            params,
-            state,
-            move_key,
-            config.search.simulations_at(move),
-            config.search,
-            verify,
-        )
+        search = config.search
+        plan = search.plan(search.simulations_at(move), capacity=search.capacity)
+        result = _search(model, params, state, move_key, plan, search.compiled, verify)
         state = _uncounted(result.child)
         host = jax.device_get(dataclasses.replace(result, child=None))
         for row in np.flatnonzero(~root["finished"]).tolist():
@@ -275,21 +263,19 @@ def run(config: SelfPlayConfig, run_folder: Path, *, resume: bool, stop: StopFla
     bytes, whether interrupted or not.
 
     Raises:
+      ConfigError: there are shards already, without `resume`.
       Preempted: `stop` was requested; all finished batches are saved.
     """
+    folder = run_folder / "records"
+    if not resume and list(folder.glob(f"*{records.SUFFIX}")):
+        raise ConfigError(
+            f"a new search needs a folder without records; {folder} holds some. Use --resume to "
+            "continue, or another --run-folder."
+        )
     model_config, tokenizer_name, params = checkpoints.load_params(config.checkpoint)
     text = tokenizer.load_tokenizer(tokenizer_name)
-    if text.newline_id is None and config.search.action.kind == "step":
-        raise ConfigError(
-            f"step actions end at a newline token; tokenizer {tokenizer_name!r} has none. "
-            'Use --search.action.kind "token".'
-        )
-    model = token_model.TokenModel(
-        model=language_model.LanguageModel(model_config),
-        config=config.search.action,
-        eos_id=text.eos_id,
-        newline_id=text.newline_id if text.newline_id is not None else text.eos_id,
-    )
+    language = language_model.LanguageModel(model_config)
+    model = token_model.for_tokenizer(language, config.search.action, text)
     all_problems, numbers = load_problems(config)
     size = config.batch_size
     batches = [
@@ -301,7 +287,6 @@ def run(config: SelfPlayConfig, run_folder: Path, *, resume: bool, stop: StopFla
     if config.search.use_oracle:
         verify = oracle.Oracle(config.problem_set, config.split, tokenizer_name)
 
-    folder = run_folder / "records"
     folder.mkdir(parents=True, exist_ok=True)
     seed_key = jax.random.key(config.seed)
     for number, (random_moves, rows) in enumerate(batches):

@@ -32,7 +32,6 @@ def solve(checkpoint: str, numbers: list[int], *, simulations: int) -> None:
     config, name, params = checkpoints.load_params(checkpoint)
     model, text = language_model.LanguageModel(config), tokenizer.load_tokenizer(name)
     search = dataclasses.replace(game24_system2.ANSWER, num_simulations=simulations)
-    assert text.newline_id is not None
 
     (greedy,) = generate.generate_texts(
         model,
@@ -45,7 +44,7 @@ def solve(checkpoint: str, numbers: list[int], *, simulations: int) -> None:
     )
     print(f"without search: {_verdict(problem, greedy.text)}")
     (game,) = self_play.play(
-        token_model.TokenModel(model, search.action, text.eos_id, text.newline_id),
+        token_model.for_tokenizer(model, search.action, text),
         params,
         [problem.prompt],
         [0],

@@ -15,8 +15,9 @@ import numpy as np
 from flax import struct
 from jaxtyping import Array, Bool, Int
 
+from data.tokenizer import Tokenizer
 from models import cache as caches
-from models import language_model
+from models import generate, language_model
 from models.cache import Leaf
 from search import proposals
 from train.errors import ConfigError
@@ -111,6 +112,8 @@ class TokenModel:
     config: ActionConfig
     eos_id: int
     newline_id: int
+    forbidden_tokens: tuple[int, ...] = ()
+    """Ids that are never written, as if the model's vocabulary did not have them."""
 
     @property
     def stop_tokens(self) -> tuple[int, ...]:
@@ -154,7 +157,7 @@ class TokenModel:
     def propose(self, params, state: State, rng_key: Array | None = None) -> State:
         """Fills in the candidates; with `rng_key` they are a Gumbel sample without replacement."""
         c = self.config
-        candidates = proposals.propose(
+        candidates, tokens_read = proposals.propose(
             self.model,
             params,
             state.cache,
@@ -162,11 +165,11 @@ class TokenModel:
             num_candidates=c.num_candidates,
             num_tokens=c.num_opening_tokens,
             stop_tokens=self.stop_tokens,
+            forbidden_tokens=self.forbidden_tokens,
             rng_key=rng_key,
         )
         candidates = candidates.without_unlikely(c.min_probability)
-        lanes_read = c.num_candidates * (c.num_opening_tokens - 1)
-        cost = jnp.where(state.finished, 0, lanes_read)
+        cost = jnp.where(state.finished, 0, tokens_read)
         return dataclasses.replace(
             state, candidates=candidates, evaluations=state.evaluations + cost
         )
@@ -210,7 +213,8 @@ class TokenModel:
             return started & ~jnp.isin(last, stops) & (state.length < limit)
 
         def write(state):
-            token = jnp.argmax(state.logits, axis=-1).astype(jnp.int32)
+            logits = generate.forbid(state.logits, self.forbidden_tokens)
+            token = jnp.argmax(logits, axis=-1).astype(jnp.int32)
             return self._read(params, state, token[:, None], is_open(state).astype(jnp.int32))
 
         return jax.lax.while_loop(lambda s: jnp.any(is_open(s)), write, state)
@@ -235,6 +239,28 @@ class TokenModel:
             value=jnp.where(moved, last.value, state.value),
             evaluations=state.evaluations + count,
         )
+
+
+def for_tokenizer(
+    model: language_model.LanguageModel, config: ActionConfig, tokenizer: Tokenizer
+) -> TokenModel:
+    """The dynamics of texts that `tokenizer` can read.
+
+    Raises:
+      ConfigError: lines are wanted of a tokenizer that has none.
+    """
+    if tokenizer.newline_id is None and config.kind == "step":
+        raise ConfigError(
+            f"step actions end at a newline token; got a tokenizer of {tokenizer.vocab_size} "
+            'tokens without one. Use actions of kind "token".'
+        )
+    return TokenModel(
+        model=model,
+        config=config,
+        eos_id=tokenizer.eos_id,
+        newline_id=tokenizer.eos_id if tokenizer.newline_id is None else tokenizer.newline_id,
+        forbidden_tokens=generate.unwritable_tokens(tokenizer, model.config.vocab_size),
+    )
 
 
 def judge(state: State, verify: Verify, *, asked: Bool[Array, "B"]) -> State:

@@ -17,11 +17,11 @@ def main(argv: list[str]) -> None:
         return
     # After the command line is known to be good: these load JAX.
     from configs.commands import COMMANDS
-    from train import loop, pipeline, run_folder
+    from train import loop, pipeline
     from train.stopping import StopFlag
 
-    with StopFlag(deadline_seconds=flags.stop_after_seconds) as stop:
-        if isinstance(config, Pipeline):
+    if isinstance(config, Pipeline):
+        with StopFlag(deadline_seconds=flags.stop_after_seconds) as stop:
             pipeline.run(
                 config,
                 flags.run_folder,
@@ -31,14 +31,8 @@ def main(argv: list[str]) -> None:
                 overwrite=flags.overwrite,
                 command=flags.command,
             )
-            return
-        folder = run_folder.prepare(
-            flags.run_folder,
-            config,
-            resume=flags.resume,
-            overwrite=flags.overwrite,
-            command=flags.command,
-        )
+        return
+    with load.opened_run(config, flags) as (folder, stop):
         print(f"checkpoint: {loop.run(config, folder, resume=flags.resume, stop=stop)}")
 
 

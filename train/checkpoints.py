@@ -11,6 +11,7 @@ tokenizer or data is refused, never adapted.
 """
 
 import dataclasses
+import os
 from pathlib import Path
 from typing import Any
 
@@ -132,6 +133,17 @@ def find_step(path: Path | str) -> Path:
     return folder / str(max(steps))
 
 
+def name_step(path: Path | str) -> str:
+    """The newest checkpoint there, by its own name (relative to this folder) and known to be ours.
+
+    What is named so stays the same model when a run trains on: a config with this name can be
+    compared when its run is resumed.
+    """
+    step_path = find_step(path)
+    read_metadata(step_path)
+    return os.path.relpath(step_path)
+
+
 def read_metadata(step_path: Path) -> Metadata:
     """What the checkpoint in `step_path` belongs to.
 
@@ -139,8 +151,8 @@ def read_metadata(step_path: Path) -> Metadata:
       DataError: it is not one of ours, torn, or of a newer version of this code.
     """
     try:
-        handler = ocp.Checkpointer(ocp.JsonCheckpointHandler())
-        raw = handler.restore(step_path / "metadata")
+        with ocp.Checkpointer(ocp.JsonCheckpointHandler()) as checkpointer:
+            raw = checkpointer.restore(step_path / "metadata")
     except Exception as error:
         raise _unreadable(step_path, error) from error
     version = raw.get("schema_version")
@@ -176,7 +188,8 @@ def load_params(path: Path | str) -> tuple[TransformerConfig, str, Any]:
         nn.unbox(LanguageModel(metadata.model).abstract_params()),
     )
     try:
-        params = ocp.StandardCheckpointer().restore(step_path / "params", abstract_params)
+        with ocp.StandardCheckpointer() as checkpointer:
+            params = checkpointer.restore(step_path / "params", abstract_params)
     except Exception as error:
         raise _unreadable(step_path, error) from error
     return metadata.model, metadata.tokenizer, params

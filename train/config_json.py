@@ -100,7 +100,7 @@ def differences(old: Any, new: Any, path: str = "") -> list[str]:
 
 def _brief(value: Any) -> str:
     text = json.dumps(value)
-    return text if len(text) <= 60 else text[:57] + "..."
+    return text if len(text) <= 60 else f"{text[:28]}...{text[-29:]}"  # paths differ at their end
 
 
 def _find_class(name: str) -> type:

@@ -7,6 +7,8 @@ from configs import load
 from train import checkpoints
 from train.errors import ConfigError
 
+DTYPES = ("bfloat16", "float16", "float32")
+
 
 def export(source: Path, target: Path, *, dtype: str = "bfloat16") -> None:
     """Writes a checkpoint of parameters only, which `load_params` reads.
@@ -16,8 +18,10 @@ def export(source: Path, target: Path, *, dtype: str = "bfloat16") -> None:
       dtype: of the written parameters; bfloat16 keeps 8 significant bits, half of float32's bytes.
 
     Raises:
-      ConfigError: the target exists.
+      ConfigError: the target exists, or another dtype is asked for.
     """
+    if dtype not in DTYPES:
+        raise ConfigError(f"parameters are written as one of {', '.join(DTYPES)}; got {dtype!r}.")
     if target.exists():
         raise ConfigError(f"an export writes a new folder; {target} exists. Choose another one.")
     metadata = checkpoints.read_metadata(checkpoints.find_step(source))
@@ -29,7 +33,7 @@ def main(argv: list[str]) -> None:
     parser = argparse.ArgumentParser(prog="python -m train.export", description=__doc__)
     parser.add_argument("source", type=Path, help="run folder or checkpoint")
     parser.add_argument("target", type=Path, help="folder to write; must not exist")
-    parser.add_argument("--dtype", default="bfloat16", help="bfloat16 (default) or float32")
+    parser.add_argument("--dtype", default="bfloat16", help=f"one of {', '.join(DTYPES)}")
     arguments = parser.parse_args(argv)
     export(arguments.source, arguments.target, dtype=arguments.dtype)
     size = sum(path.stat().st_size for path in arguments.target.rglob("*") if path.is_file())

@@ -228,7 +228,7 @@ def _validation(
     experiment: Experiment, setup: Setup, put: Callable
 ) -> Callable[[Any, StopFlag], dict[str, float] | None] | None:
     """Held-out next-token loss, on the same batches every time; None without sources for it."""
-    if not experiment.validation_sources or not experiment.eval_every_steps:
+    if not experiment.validation_sources:
         return None
     corpus = documents.load(
         experiment.validation_sources,
@@ -258,11 +258,16 @@ def _check(experiment: Experiment, tokenizer: Tokenizer, mesh: Mesh) -> None:
             f"of tokenizer {experiment.tokenizer!r}. Raise model.vocab_size."
         )
     parts = mesh.shape["data"] * mesh.shape["fsdp"]
-    if experiment.batch_size % parts:
-        raise ConfigError(
-            "batch_size must be a multiple of the devices that share a batch (mesh data x fsdp); "
-            f"got batch_size={experiment.batch_size} for {parts}. Change it or the mesh."
-        )
+    sizes = {"batch_size": experiment.batch_size}
+    if experiment.hybrid is not None:
+        names = ("policy_batch", "value_batch", "text_batch")
+        sizes |= {f"hybrid.{name}": getattr(experiment.hybrid, name) for name in names}
+    for name, size in sizes.items():
+        if size % parts:
+            raise ConfigError(
+                f"{name} must be a multiple of the devices that share a batch (mesh data x fsdp); "
+                f"got {size} for {parts}. Change it or the mesh."
+            )
 
 
 def _refuse_divergence(

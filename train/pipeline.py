@@ -7,6 +7,7 @@
 A stage's config may name an earlier stage: a string field "stage:base", or with a path below it
 "stage:base/records", becomes that folder when the stage runs. The hash of a stage covers its
 command, its config and the hashes of the stages it names, and no path: a run folder can be moved.
+It does not cover the code: a finished stage that another commit made is kept, and named.
 """
 
 import dataclasses
@@ -18,6 +19,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
+import rich
 import rich.console
 
 from train import config_json, pipeline_status, run_folder
@@ -117,6 +119,8 @@ def run(
     }
     hashes = stage_hashes(pipeline)
     _open(pipeline, folder, folders, hashes, resume=resume, overwrite=overwrite, command=command)
+    for line in _made_by_others(folders, hashes):
+        (console or rich.get_console()).print(line, markup=False, highlight=False, soft_wrap=True)
 
     with pipeline_status.show(pipeline.stages, console=console) as status:
         for stage in pipeline.stages:
@@ -230,6 +234,22 @@ def _open(
         shutil.rmtree(folder / "stages" / name)
     run_folder.write_json(folder / "config.json", config_json.encode(pipeline))
     run_folder.append_command(folder, command)
+
+
+def _made_by_others(folders: Mapping[str, Path], hashes: Mapping[str, str]) -> list[str]:
+    """A line per other commit that made finished stages; code is no part of a stage's hash."""
+    present = run_folder.environment()["git_commit"]
+    stages: dict[str | None, list[str]] = {}
+    for name, at in folders.items():
+        if _state(at, hashes[name]) == "done":
+            commit = run_folder.read_json(at / "environment.json")["git_commit"]
+            stages.setdefault(commit, []).append(name)
+    return [
+        f"kept as commit {commit} made it (this is {present}): {', '.join(names)}. To redo a stage "
+        f"delete its folder, such as {folders[names[0]]}."
+        for commit, names in stages.items()
+        if commit != present
+    ]
 
 
 def _is_pipeline_folder(folder: Path) -> bool:

@@ -12,18 +12,22 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from kernels.taylor_attention import features, reference, xla
+from kernels.taylor_attention import features, mosaic_tpu, reference, xla
 from kernels.taylor_attention import state as states
 from kernels.taylor_attention.state import TaylorState
 
 # Each has the signature of `reference.taylor_attention`. One that is named runs or raises.
 IMPLEMENTATIONS: typing.Mapping[str, typing.Callable] = types.MappingProxyType(
-    {"reference": reference.taylor_attention, "xla": xla.taylor_attention}
+    {
+        "reference": reference.taylor_attention,
+        "xla": xla.taylor_attention,
+        "mosaic_tpu": mosaic_tpu.taylor_attention,
+    }
 )
 # By `jax.default_backend()`: the name that `None` takes instead of "xla", and the function of
 # (query_BTKGH, key_BTKH, value_BTKE, coefficients) that says why it cannot (a sentence), or None.
 PLATFORM_IMPLEMENTATIONS: typing.Mapping[str, tuple[str, typing.Callable[..., str | None]]] = (
-    types.MappingProxyType({})
+    types.MappingProxyType({"tpu": ("mosaic_tpu", mosaic_tpu.obstacle)})
 )
 DEFAULT_CHUNK_SIZE = 128
 
@@ -169,19 +173,19 @@ def taylor_attention_step(
     _check(query, key, value, coefficients, None, state)
     dtype = _sum_dtype(query, key, value)
     num_kv_heads = key.shape[2]
-    coefficients = _grouped_coefficients(coefficients, scale, query, num_kv_heads, dtype)
+    grouped_coefficients = _grouped_coefficients(coefficients, scale, query, num_kv_heads, dtype)
     precision = _precision(jnp.result_type(query, key, value))
     state = states.add(
         state,
         key.astype(dtype).transpose(0, 2, 3, 1),
         value.astype(dtype).transpose(0, 2, 1, 3),
         jnp.ones(key.shape[:2], bool),
-        order=coefficients.shape[-1] - 1,
+        order=grouped_coefficients.shape[-1] - 1,
         log_decay_K=_checked_log_decay(log_decay, num_kv_heads, dtype),
         precision=precision,
     )
     query_BKGHT = _grouped(query, num_kv_heads).astype(dtype).transpose(0, 2, 3, 4, 1)
-    numerator, denominator = states.read(state, query_BKGHT, coefficients, precision)
+    numerator, denominator = states.read(state, query_BKGHT, grouped_coefficients, precision)
     output = numerator / denominator[..., None]
     return output.reshape(query.shape[0], query.shape[2], -1).astype(value.dtype), state
 

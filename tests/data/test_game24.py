@@ -13,15 +13,15 @@ from data.errors import DataError
 from data.tokenizer import load_tokenizer
 
 
-def brute_force(numbers: tuple[Fraction, ...]) -> bool:
+def brute_force(numbers: tuple[Fraction, ...], target: int = 24) -> bool:
     """Every order of every operation, the plain way."""
     if len(numbers) == 1:
-        return numbers[0] == 24
+        return numbers[0] == target
     for i, j in itertools.permutations(range(len(numbers)), 2):
         rest = tuple(numbers[k] for k in range(len(numbers)) if k not in (i, j))
         a, b = numbers[i], numbers[j]
         results = [a + b, a - b, a * b] + ([a / b] if b else [])
-        if any(brute_force((*rest, result)) for result in results):
+        if any(brute_force((*rest, result), target) for result in results):
             return True
     return False
 
@@ -30,7 +30,9 @@ def test_solvable_equals_brute_force():
     rng = np.random.default_rng(0)
     for size, low, high in [(1, 20, 28), (2, 0, 30), (3, 0, 15), (3, 0, 99), (4, 0, 6), (4, 8, 13)]:
         for numbers in rng.integers(low, high, (12, size)).tolist():
-            assert game24.solvable(numbers) == brute_force(tuple(map(Fraction, numbers))), numbers
+            for target in (24, 0):
+                want = brute_force(tuple(map(Fraction, numbers)), target)
+                assert game24.solvable(numbers, target) == want, (numbers, target)
 
 
 def test_fractions_are_used():

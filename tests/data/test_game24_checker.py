@@ -18,14 +18,12 @@ RIGHT = {
     PUZZLE: [
         STEPS,
         STEPS + "\n",
-        "\n  " + STEPS + " \t\r\n",
+        "\n  " + STEPS + "  \n",
         STEPS + " left 24",
-        STEPS.replace("\n", "\r\n"),
         STEPS.replace("left 5 6 6", "left 6 5 6"),
         STEPS.replace("5 * 6", "6 * 5"),
         STEPS.replace("*", "×").replace("-", "−"),
         STEPS.replace(" ", "  "),
-        STEPS.replace(" ", "\t"),
         EQUATION,
         EQUATION + " = 24",
         "(10-4)*5-6=24",
@@ -34,7 +32,7 @@ RIGHT = {
         "((((10 - 4)) * 5) - (6)) = 24",
         "  ( 10 - 4 ) * 5 - 6 =24  ",
         EQUATION + " = 24\n",
-        "(10 - 4)*5\t- 6",
+        "(10 - 4)*5   - 6",
     ],
     (10, 6, 4, 5): [STEPS, EQUATION],  # the order of the given numbers does not matter
     (3, 3, 8, 8): [
@@ -149,6 +147,9 @@ ONE_CHANGE = [  # (part of STEPS, what makes it wrong)
     ("\n", "\n\n"),
     ("\n", "; "),
     ("\n", "\r"),
+    ("\n", "\r\n"),
+    ("30 - 6", "30\t- 6"),
+    ("30 - 6 = 24", "30 - 6 = 24\t"),
     ("\n", "\u2028"),
     ("\n", "\\n"),
 ]

@@ -1,3 +1,4 @@
+import dataclasses
 import json
 
 import numpy as np
@@ -28,7 +29,7 @@ def config(folder, *, weights=(1.0, 1.0), **fields):
         for name, weight in zip(("first", "second"), weights)
     )
     sizes = {"policy_batch": 6, "value_batch": 5, "text_batch": 4}
-    return hybrid.HybridConfig(records=sources, **(sizes | fields))
+    return hybrid.HybridConfig(**({"records": sources} | sizes | fields))
 
 
 def load(config):
@@ -188,6 +189,15 @@ def test_label_once_labels_each_state_once(value_from):
     assert rows == same_rows
     assert set(once) == set(often) and len(once) < len(often)
     assert value_from == "outcome" or len(once) == len(set(once))
+
+
+def test_labels_of_trees_need_trees(folder):
+    records.write_shard(folder / "third" / "a.arrayrecord", [SOLVED])  # it has none
+    sources = tuple(hybrid.RecordSource(path=str(folder / name)) for name in ("first", "third"))
+    wanted = config(folder, records=sources)
+    with pytest.raises(DataError, match="third have none. Search with keep_trees=True"):
+        load(wanted)
+    assert load(dataclasses.replace(wanted, value_from="outcome")).value is not None
 
 
 def test_unchecked_games_give_no_labels():

@@ -1,3 +1,5 @@
+import shutil
+
 import pytest
 
 from evaluation import __main__ as command
@@ -35,6 +37,32 @@ def test_bad_input_is_one_error_and_leaves_no_folder(argv, error, message, tmp_p
     with pytest.raises(error, match=message):
         command.main(argv)
     assert not list(tmp_path.iterdir())
+
+
+def test_a_model_that_trained_on_is_not_mixed_in_on_resume(tmp_path, monkeypatch):
+    monkeypatch.setattr(command.checkpoints, "read_metadata", lambda path: None)
+    monkeypatch.setattr(command.report, "read", lambda path: None)
+    monkeypatch.setattr(command.report, "show", lambda found: None)
+    evaluated = []
+
+    def run(config, folder, **_):
+        evaluated.append((config.checkpoint, config.base_checkpoint))
+        return folder / "report.json"
+
+    monkeypatch.setattr(command.evaluation, "run", run)
+    for name in ("model", "base"):
+        (tmp_path / name / "checkpoints" / "5" / "params").mkdir(parents=True)
+    arguments = [str(tmp_path / "model"), "--run-folder", str(tmp_path / "out"), "--resume"]
+    arguments += ["--baseline", str(tmp_path / "base")]
+    for _ in range(2):
+        command.main(arguments)
+    assert len(evaluated) == 2 and evaluated[0] == evaluated[1]
+    for name in ("base", "model"):
+        steps = tmp_path / name / "checkpoints"
+        shutil.copytree(steps / "5", steps / "10")
+        with pytest.raises(ConfigError, match=r"another config .*checkpoint: .*/5\" -> .*/10\""):
+            command.main(arguments)
+    assert len(evaluated) == 2
 
 
 @pytest.mark.parametrize(

@@ -7,7 +7,7 @@ import json
 import pytest
 
 from evaluation import collect, plots, report
-from train.errors import DataError
+from train.errors import ConfigError, DataError
 
 DESIGN_FIELDS = [
     "task", "split", "stage", "method", "metric", "score", "low", "high", "n", "simulations",
@@ -35,16 +35,31 @@ ROWS = (
 )
 
 
-def make_report(*rows: report.Row) -> report.Report:
-    return report.Report(command="python -m evaluation x", commit="abc", hardware="a", rows=rows)
+def make_comparison(**changes) -> report.Comparison:
+    fields = {
+        "task": "game24", "split": "test", "stage": "", "first": "search, 50 simulations",
+        "second": "greedy", "n": 10, "only_first": (4,), "only_second": (1,), "p_values": (0.375,),
+    }  # fmt: skip
+    return report.Comparison(**fields | changes)
+
+
+def make_report(*rows: report.Row, comparisons=()) -> report.Report:
+    return report.Report(
+        command="python -m evaluation x", commit="abc", hardware="a", rows=rows,
+        comparisons=comparisons,
+    )  # fmt: skip
 
 
 def test_report_json_has_the_fields_of_the_design_and_comes_back(tmp_path):
-    path = report.write(tmp_path, make_report(*ROWS))
+    made = make_report(*ROWS, comparisons=(make_comparison(),))
+    path = report.write(tmp_path, made)
     raw = json.loads(path.read_text())
-    assert list(raw) == ["command", "commit", "hardware", "rows", "schema_version"]
+    assert list(raw) == ["command", "commit", "hardware", "rows", "comparisons", "schema_version"]
     assert raw["schema_version"] == 1
     assert all(list(row) == DESIGN_FIELDS for row in raw["rows"])
+    assert report.read(path) == made
+    del raw["comparisons"]  # an older report
+    path.write_text(json.dumps(raw))
     assert report.read(path) == make_report(*ROWS)
     names = ["accuracy.png", "report.json", "table.csv", "table.md"]
     assert sorted(file.name for file in tmp_path.iterdir()) == names
@@ -86,6 +101,15 @@ def test_markdown_has_a_line_per_row_and_the_origin():
     assert "`python -m evaluation x`, commit abc, a." in lines
 
 
+def test_markdown_shows_paired_tests():
+    assert "McNemar" not in report.to_markdown(make_report(*ROWS))
+    several = make_comparison(only_first=(4, 9), only_second=(1, 0), p_values=(0.375, 0.00391))
+    clear = make_comparison(only_first=(30,), only_second=(0,), p_values=(2e-9,))
+    text = report.to_markdown(make_report(*ROWS, comparisons=(several, clear)))
+    assert "| search, 50 simulations | greedy | test | 4, 9 | 1, 0 | 10 | 0.375, 0.004 |" in text
+    assert "| 30 | 0 | 10 | < 0.001 |" in text
+
+
 def test_markdown_shows_task_and_stage_only_where_they_differ():
     assert "stage" not in report.to_markdown(make_report(*ROWS))
     two = make_report(make_row(stage="round 1"), make_row(stage="round 2"))
@@ -110,8 +134,11 @@ def test_labels_of_a_plot_keep_their_distance():
     assert sorted(range(7), key=lambda i: -placed[i]) == list(range(7))
 
 
-def write_run(folder, *rows):
-    report.write(folder / "report", make_report(*rows))
+def write_run(folder, *rows, comparisons=()):
+    """A run folder with report.json alone: no table, no plot."""
+    found = make_report(*rows, comparisons=comparisons)
+    (folder / "report").mkdir(parents=True)
+    (folder / "report" / "report.json").write_text(json.dumps(dataclasses.asdict(found)))
     return folder
 
 
@@ -127,6 +154,52 @@ def test_collect_averages_rows_of_equal_runs(tmp_path):
     assert dataclasses.replace(second, settings={}, low=0, high=1) == dataclasses.replace(
         ROWS[0], settings={}, low=0, high=1
     )
+
+
+def test_collect_joins_paired_tests_that_all_runs_have(tmp_path):
+    runs = []
+    for seed, p in enumerate((0.5, 0.25)):
+        tests = (make_comparison(only_first=(seed,), p_values=(p,)),)
+        tests += (make_comparison(second="best"),) * (1 - seed)
+        runs.append(write_run(tmp_path / str(seed), *ROWS, comparisons=tests))
+    (joined,) = collect.collect(runs).comparisons
+    assert (joined.only_first, joined.only_second) == ((0, 1), (1, 1))
+    assert joined.p_values == (0.5, 0.25)
+
+
+def test_collect_averages_runs_of_other_seeds_but_not_of_other_settings(tmp_path):
+    def settings(seed, scale):
+        return {"seed": seed, "num_samples": 30 + seed, "search": {"value_scale": scale}}
+
+    first = write_run(tmp_path / "a", ROWS[0], make_row(settings=settings(1, 0.1)))
+    second = write_run(tmp_path / "b", ROWS[0], make_row(settings=settings(2, 0.1)))
+    assert len(collect.collect([first, second]).rows) == 2
+    other = write_run(tmp_path / "c", ROWS[0], make_row(settings=settings(2, 0.3)))
+    with pytest.raises(DataError, match=r"on test, settings.search.value_scale: 0.1 -> 0.3"):
+        collect.collect([first, other])
+    plain = write_run(tmp_path / "d", ROWS[0], make_row())
+    for field, value in (("simulations", 51), ("use_oracle", True), ("use_value", False)):
+        other = write_run(tmp_path / field, ROWS[0], make_row(**{field: value}))
+        with pytest.raises(DataError, match=field):
+            collect.collect([plain, other])
+
+
+def test_collect_replaces_another_report_only_when_asked_to(tmp_path):
+    runs = [str(write_run(tmp_path / str(s), make_row(score=s))) for s in (0.4, 0.5)]
+    out = tmp_path / "out"
+    (out / "params").mkdir(parents=True)
+    (out / "params" / "weights").write_text("mine")
+    for _ in range(2):  # the same report may be written again
+        collect.main([*runs, "--out", str(out)])
+    before = (out / "report.json").read_bytes()
+    with pytest.raises(ConfigError, match=r"rows.0.score: 0.45 -> 0.4.*--overwrite"):
+        collect.main([runs[0], "--out", str(out)])
+    assert (out / "report.json").read_bytes() == before
+    collect.main([runs[0], "--out", str(out), "--overwrite"])
+    assert sorted(path.name for path in out.iterdir()) == [
+        "accuracy.png", "params", "report.json", "run-0.json", "table.csv", "table.md",
+    ]  # fmt: skip
+    assert (out / "params" / "weights").read_text() == "mine"
 
 
 def test_collect_takes_the_last_evaluation_of_a_pipeline(tmp_path):

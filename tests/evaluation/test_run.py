@@ -10,14 +10,14 @@ import numpy as np
 import pytest
 
 from data import problems, tokenizer
-from evaluation import methods, report, run, standard
+from evaluation import methods, paired_tests, report, run, standard
 from evaluation.methods import Attempt, BestOfN, Greedy, Search
 from models.language_model import LanguageModel
 from models.paired import PairedModel
 from models.transformer import TransformerConfig
 from search import gumbel, token_model
 from train import checkpoints
-from train.errors import ConfigError, Preempted
+from train.errors import ConfigError, DataError, Preempted
 from train.stopping import StopFlag
 
 TOKENIZER = tokenizer.load_tokenizer("game24")
@@ -92,6 +92,12 @@ def test_an_evaluation_writes_answers_and_a_report(saved, tmp_path):
     assert [a.id for a in answers] == [
         p.prompt.id for p in problems.load_problems("game24", "test")[:2]
     ]
+    assert [(each.first, each.second) for each in found.comparisons] == [
+        ("search, 4 simulations", "best-of-n, value-chosen"),
+        ("search, 4 simulations", "greedy"),
+        ("search, 4 simulations", "search, base prior, trained value, 4 simulations"),
+    ]
+    assert all(each.p_values == (1.0,) for each in found.comparisons)
     spent = found.rows[1].forward_passes_per_problem
     assert spent - 4 <= found.rows[2].forward_passes_per_problem <= spent
 
@@ -123,6 +129,30 @@ def test_best_of_n_chooses_the_finished_text_of_the_highest_value(player):
     assert len(attempt.others) == 3 and TOKENIZER.decode(unfinished) not in attempt.others
     assert attempt.num_samples == 6
     assert not BestOfN()._choose(player, prompt, [unfinished]).finished
+
+
+def test_best_of_n_leaves_unlikely_tokens_out(player):
+    """With min_p = 1 nothing but the likeliest token is drawn: every sample is the greedy text."""
+    prompt = problems.load_problems("game24", "test")[0].prompt
+    questions = methods.Questions(task="game24", numbers=(0,), prompts=[prompt], budgets=(100,))
+    (greedy,) = Greedy(max_completion_tokens=4).play(player, questions)
+    (only,) = BestOfN(max_completion_tokens=4, min_p=1.0).play(player, questions)
+    assert only.num_samples > 10 and only.completion == greedy.completion
+    (free,) = BestOfN(max_completion_tokens=4).play(player, questions)
+    assert free.completion != greedy.completion
+
+
+def test_a_forward_pass_is_of_one_network(player, saved):
+    assert player.num_networks == 1
+    assert run._Players(run.EvaluationConfig(**saved))("base_prior").num_networks == 2
+    pair = dataclasses.replace(player, num_networks=2)
+    prompt = problems.load_problems("game24", "test")[0].prompt
+    questions = methods.Questions(task="game24", numbers=(0,), prompts=[prompt], budgets=(201,))
+    (one,), (two,) = (Greedy(max_completion_tokens=4).play(p, questions) for p in (player, pair))
+    assert two.evaluations == 2 * one.evaluations
+    (one,), (two,) = (BestOfN(max_completion_tokens=4).play(p, questions) for p in (player, pair))
+    assert 196 < one.evaluations <= 201 and 192 < two.evaluations <= 200
+    assert one.num_samples > 1.8 * two.num_samples
 
 
 # ------------------------------------------------------------------ the checker comes afterwards
@@ -269,6 +299,73 @@ def test_an_evaluation_that_was_stopped_continues_with_the_next_batch(monkeypatc
     assert [a.completion for a in continued] == [f"answer {n}" for n in range(5)]
 
 
+@pytest.mark.parametrize(("limit", "timed"), [(2, 2), (1, 1), (3, 1), (4, 2)])
+def test_some_batch_is_timed_even_if_there_is_only_one(monkeypatch, tmp_path, limit, timed):
+    """Batches of two: the first one compiles, so an only one is played again."""
+    calls = []
+
+    def play(self, player, questions):
+        calls.append(list(questions.numbers))
+        return [made_up("answer") for _ in questions.numbers]
+
+    monkeypatch.setattr(Greedy, "play", play)
+    answers = answer(Greedy(limit=limit), tmp_path)
+    assert sum(a.seconds is not None for a in answers) == timed
+    assert len(calls) == 2
+
+
+@pytest.mark.parametrize(
+    ("before", "after", "message"),
+    [
+        (
+            Greedy(limit=2),
+            Greedy(limit=2, split="train"),
+            r"answer 0 in .*'game24/4-5-6-10'.*'game24/5-5-9-11'.* is asked now",
+        ),
+        (Greedy(limit=4), Greedy(limit=3), "answer 3 in .* where no problem is asked now"),
+        (Greedy(limit=2), Greedy(limit=4), None),
+    ],
+)
+def test_answers_to_other_problems_are_not_continued(monkeypatch, tmp_path, before, after, message):
+    play = lambda self, player, questions: [made_up("x") for _ in questions.numbers]  # noqa: E731
+    monkeypatch.setattr(Greedy, "play", play)
+    answer(before, tmp_path)
+    if message is None:
+        assert len(answer(after, tmp_path, resume=True)) == 4
+        return
+    with pytest.raises(DataError, match=message):
+        answer(after, tmp_path, resume=True)
+
+
+# ------------------------------------------------------------------------------- paired tests
+
+
+def test_search_is_tested_against_sampling_and_greedy_and_base_against_trained():
+    search = gumbel.SearchConfig(value_scale=1.0)
+    made = standard.standard_methods(search=search, ablation_splits=("test", "train"))
+    assert paired_tests.compared_pairs(made) == [
+        (("test", first), ("test", second))
+        for first, second in (
+            ("search-50", "best-of-n-search-50"),
+            ("search-50", "greedy"),
+            ("greedy", "greedy-base"),
+            ("search-50", "search-50-base-prior"),
+            ("search-50-oracle-no-value", "search-50-oracle-no-value-base"),
+        )
+    ]
+
+
+def test_a_comparison_counts_the_problems_that_only_one_gets_right():
+    answers = [run.check(problems.game24_problem((4, 5, 6, 10)), made_up(RIGHT), 0.5)] * 8
+    (row,) = run.make_rows(Search(), answers, "game24", "round 1")
+    (other,) = run.make_rows(Greedy(), answers, "game24", "round 1")
+    first, second = [True] * 7 + [False], [True, *[False] * 6, True]
+    found = paired_tests.compare(row, other, first, second)
+    assert (found.first, found.second) == ("search, 50 simulations", "greedy")
+    assert (found.only_first, found.only_second, found.n) == ((6,), (1,), 8)
+    assert found.p_values == (0.125,)  # 2 (1 + 7) / 2^7
+
+
 # ------------------------------------------------------------------------------------- configs
 
 
@@ -297,6 +394,9 @@ def test_a_config_says_what_does_not_fit(fields, message):
     [
         lambda: Greedy(limit=0),
         lambda: Greedy(label="Best one"),
+        lambda: BestOfN(temperature=-1.0),
+        lambda: BestOfN(min_p=0.0),
+        lambda: BestOfN(min_p=1.5),
         lambda: Search(search=gumbel.SearchConfig(root_noise=True)),
         lambda: Search(search=gumbel.SearchConfig(num_simulations=0)),
     ],

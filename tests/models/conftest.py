@@ -15,10 +15,6 @@ ATTENTION = {
     "minimax": AttentionConfig(
         kind="taylor", order=3, coefficients="minimax", normalize_query_key=True, radius=2.0
     ),
-    "softmax_convolution": AttentionConfig(short_conv_width=4),
-    "taylor_convolution": AttentionConfig(
-        kind="taylor", order=4, short_conv_width=3, normalize_output=True
-    ),
 }
 
 

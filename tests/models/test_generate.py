@@ -13,7 +13,7 @@ LENGTHS = jnp.asarray([3, 8, 5])
 KEY = jax.random.key(7)
 
 
-def numpy_distribution(logits, temperature, top_k, top_p):
+def numpy_distribution(logits, temperature, top_k, top_p, min_p=None):
     """The probabilities to draw with, by sorting and looping."""
     logits = np.asarray(logits, np.float64) / temperature
     order = sorted(range(logits.size), key=lambda v: (-logits[v], v))
@@ -22,6 +22,8 @@ def numpy_distribution(logits, temperature, top_k, top_p):
     weights /= weights.sum()
     kept, mass = [], 0.0
     for token, weight in zip(order, weights, strict=True):
+        if min_p and weight < min_p * weights[0]:
+            break
         kept.append(token)
         mass += weight
         if top_p and mass >= top_p:
@@ -32,21 +34,28 @@ def numpy_distribution(logits, temperature, top_k, top_p):
 
 
 @pytest.mark.parametrize(
-    ("temperature", "top_k", "top_p"),
-    [(1.0, None, None), (0.5, None, None), (1.0, 3, None), (1.0, None, 0.6), (1.7, 6, 0.7)],
+    ("temperature", "top_k", "top_p", "min_p"),
+    [
+        (1.0, None, None, None),
+        (0.5, None, None, None),
+        (1.0, 3, None, None),
+        (1.0, None, 0.6, None),
+        (1.7, 6, 0.7, None),
+        (0.7, None, None, 0.1),
+    ],
 )
-def test_draws_follow_the_distribution(temperature, top_k, top_p):
+def test_draws_follow_the_distribution(temperature, top_k, top_p, min_p):
     logits = 1.5 * jax.random.normal(jax.random.key(3), (12,))
     draw = jax.jit(
         jax.vmap(
             lambda key: generate.sample_token(
-                key, logits, temperature=temperature, top_k=top_k, top_p=top_p
+                key, logits, temperature=temperature, top_k=top_k, top_p=top_p, min_p=min_p
             )
         )
     )
     num_draws = 20_000
     counts = np.bincount(draw(jax.random.split(KEY, num_draws)), minlength=12)
-    want = numpy_distribution(logits, temperature, top_k, top_p)
+    want = numpy_distribution(logits, temperature, top_k, top_p, min_p)
     assert not counts[want == 0].any()
     expected = num_draws * want[want > 0]
     chi_square = np.sum((counts[want > 0] - expected) ** 2 / expected)
@@ -56,13 +65,17 @@ def test_draws_follow_the_distribution(temperature, top_k, top_p):
 
 @pytest.mark.parametrize("seed", range(5))
 @pytest.mark.parametrize(
-    ("top_k", "top_p"), [(1, None), (4, None), (23, None), (None, 0.01), (None, 0.9), (5, 0.5)]
-)
-def test_kept_tokens_are_exactly_those_of_the_definition(seed, top_k, top_p):
+    ("top_k", "top_p", "min_p"),
+    [
+        (1, None, None), (4, None, None), (23, None, None), (None, 0.01, None), (None, 0.9, None),
+        (5, 0.5, None), (None, None, 0.1), (4, None, 0.2), (None, None, 1.0),
+    ],
+)  # fmt: skip
+def test_kept_tokens_are_exactly_those_of_the_definition(seed, top_k, top_p, min_p):
     # Whole numbers: many ties, which go to the smaller id.
     logits = jax.random.randint(jax.random.key(seed), (23,), -2, 3).astype(jnp.float32)
-    kept = np.isfinite(generate.filter_logits(logits, top_k=top_k, top_p=top_p))
-    want = numpy_distribution(logits, 1.0, top_k, top_p) > 0
+    kept = np.isfinite(generate.filter_logits(logits, top_k=top_k, top_p=top_p, min_p=min_p))
+    want = numpy_distribution(logits, 1.0, top_k, top_p, min_p) > 0
     np.testing.assert_array_equal(kept, want)
 
 
@@ -114,6 +127,39 @@ def test_a_row_does_not_depend_on_the_rest_of_the_batch(build_model):
     np.testing.assert_array_equal(alone.tokens[0], together.tokens[2])
     np.testing.assert_allclose(alone.log_probs[0], together.log_probs[2], atol=1e-5)
     assert len({tuple(row) for row in np.asarray(together.tokens).tolist()}) == 3
+
+
+@pytest.mark.parametrize("temperature", [0.0, 1.0])
+def test_a_forbidden_token_is_never_drawn_and_the_others_share_its_probability(
+    build_model, temperature
+):
+    model, params = build_model()
+    settings = {"max_new_tokens": 6, "rng_key": KEY, "temperature": temperature}
+    free = generate.generate(model, params, TOKENS, LENGTHS, **settings)
+    forbidden = tuple(sorted({*np.asarray(free.tokens[:, 0]).tolist(), 0}))
+    got = generate.generate(model, params, TOKENS, LENGTHS, forbidden_tokens=forbidden, **settings)
+    assert not np.isin(got.tokens, forbidden).any()
+    for row, length in enumerate(LENGTHS.tolist()):
+        logits = model.forward(params, TOKENS[row : row + 1, :length])[0, -1]
+        others = jnp.delete(logits, jnp.asarray(forbidden))
+        want = logits[got.tokens[row, 0]] - jax.nn.logsumexp(others)
+        assert got.log_probs[row, 0] == pytest.approx(float(want), abs=1e-5)
+
+
+def test_texts_hold_no_special_tokens_and_no_ids_that_the_tokenizer_lacks(build_model):
+    tokenizer = load_tokenizer("game24")
+    model, params = build_model(vocab_size=tokenizer.vocab_size + 40)
+    # A model that would say nothing but padding and ids beyond the vocabulary.
+    favourites = jnp.array([0, *range(tokenizer.vocab_size, tokenizer.vocab_size + 40)])
+    params = jax.tree.map(lambda x: x, params)
+    params["trunk"]["embedding"] = jnp.full_like(params["trunk"]["embedding"], 0.1)
+    params["trunk"]["embedding"] = params["trunk"]["embedding"].at[favourites].set(5.0)
+    for temperature in (0.0, 1.0):
+        (completion,) = generate.generate_texts(
+            model, params, tokenizer, ["4 5"], max_new_tokens=8, rng_key=KEY,
+            temperature=temperature, stop_tokens=(),
+        )  # fmt: skip
+        assert all(0 < token < tokenizer.vocab_size for token in completion.tokens)
 
 
 def test_stop_tokens_end_a_row_and_are_kept(build_model):
@@ -196,7 +242,10 @@ def test_texts_stop_at_the_end_of_text_token(build_model):
         ({"top_k": 24}, "top_k"),
         ({"top_p": 0.0}, "top_p"),
         ({"top_p": 1.5}, "top_p"),
+        ({"min_p": 0.0}, "min_p"),
         ({"stop_tokens": (23,)}, "stop_tokens"),
+        ({"forbidden_tokens": (-1,)}, "forbidden_tokens"),
+        ({"forbidden_tokens": tuple(range(23))}, "must leave a token"),
     ],
 )
 def test_wrong_settings_are_named(build_model, settings, message):

@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import mctx
 import numpy as np
 import pytest
+from mctx._src import seq_halving
 
 from search import gumbel
 from tests.search.table_model import TableModel, random_table
@@ -105,6 +106,33 @@ def test_k_candidates_lose_nothing_against_every_action(rescale_values, use_orac
         )
         rest = 1.0 - np.asarray(weights)[rows, top].sum(1)
         np.testing.assert_allclose(result.weights[:, -1], rest, atol=2e-6)
+
+
+def test_sequential_halving_is_that_of_mctx():
+    for considered in range(1, 17):
+        for num_simulations in (1, 2, 5, 6, 16, 48, 50, 64, 200):
+            assert gumbel.sequential_halving(considered, num_simulations) == list(
+                seq_halving.get_sequence_of_considered_visits(considered, num_simulations)
+            )
+
+
+def test_one_program_searches_with_every_size_and_with_or_without_values():
+    """In a tree with room for more simulations a search is the same, bit for bit."""
+    table = random_table(np.random.default_rng(5), batch=20, root_actions=9, k=6, depth=3)
+    shared = gumbel.SearchConfig(num_simulations=(30, 12))
+    programs = set()
+    for num_simulations, use_value in ((30, True), (12, True), (12, False)):
+        config = dataclasses.replace(shared, use_value=use_value)
+        programs.add(config.compiled)
+        plan = config.plan(num_simulations, capacity=config.capacity)
+        arguments = (table, None, table.root(20), jax.random.key(0))
+        roomy = gumbel.planned_search(*arguments, plan=plan, config=config.compiled)
+        tight = gumbel.search(*arguments, num_simulations=num_simulations, config=config)
+        for name in ("visits", "action", "weights", "value", "qvalues", "evaluations"):
+            np.testing.assert_array_equal(getattr(roomy, name), getattr(tight, name), err_msg=name)
+        assert int(roomy.visits.sum()) == 20 * num_simulations
+        assert roomy.tree.node_visits.shape == (20, 31)
+    assert len(programs) == 1
 
 
 def small_tree(log_probs, qvalues, visits, value):

@@ -5,6 +5,7 @@ import itertools
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pytest
 
 from models import language_model, transformer
 from search import proposals
@@ -27,22 +28,25 @@ def continuations():
             yield tokens[:n]
 
 
-def exact_log_probs(row):
+def exact_log_probs(row, forbidden=()):
     prompt = PROMPTS[row, : PROMPT_LENGTHS[row]].tolist()
     table = {}
     for tokens in continuations():
         text = jnp.array([prompt + list(tokens)])
-        log_p = jax.nn.log_softmax(MODEL.forward(PARAMS, text)[0])
+        if set(tokens) & set(forbidden):
+            continue
+        logits = MODEL.forward(PARAMS, text)[0].at[:, list(forbidden)].set(-jnp.inf)
+        log_p = jax.nn.log_softmax(logits)
         steps = range(len(tokens))
         table[tokens] = float(sum(log_p[len(prompt) - 1 + i, tokens[i]] for i in steps))
     return table
 
 
-def propose(repeats=1, rng_key=None, k=7):
+def propose(repeats=1, rng_key=None, k=7, forbidden=()):
     tokens = jnp.repeat(PROMPTS, repeats, axis=0)
     lengths = jnp.repeat(PROMPT_LENGTHS, repeats)
     out, cache = MODEL.prefill(PARAMS, tokens, lengths=lengths, capacity=3)
-    return proposals.propose(
+    found, tokens_read = proposals.propose(
         MODEL,
         PARAMS,
         cache,
@@ -50,8 +54,11 @@ def propose(repeats=1, rng_key=None, k=7):
         num_candidates=k,
         num_tokens=LENGTH,
         stop_tokens=(STOP,),
+        forbidden_tokens=forbidden,
         rng_key=rng_key,
     )
+    propose.tokens_read = tokens_read.tolist()
+    return found
 
 
 def as_tuples(candidates, row):
@@ -72,6 +79,32 @@ def test_without_noise_they_are_likely_ones_with_exact_probabilities():
         np.testing.assert_allclose(found.log_probs[row], [want[n] for n in names], atol=1e-5)
         assert np.all(np.diff(found.log_probs[row]) <= 1e-6)
     np.testing.assert_array_equal(found.gumbel, 0.0)
+
+
+@pytest.mark.parametrize("rng_key", [None, jax.random.key(5)], ids=["likeliest", "sampled"])
+def test_forbidden_tokens_are_in_no_candidate_and_have_no_probability(rng_key):
+    """The others share their probability. With 0 and 3 forbidden there are four continuations,
+    "1", "21", "221" and "222", fewer than candidates; what is missing is absent."""
+    found = propose(k=7, forbidden=(0, 3), rng_key=rng_key)
+    for row in range(2):
+        want = exact_log_probs(row, forbidden=(0, 3))
+        there = np.flatnonzero(found.is_present[row])
+        names = [as_tuples(found, row)[i] for i in there]
+        assert sorted(names) == [(1,), (2, 1), (2, 2, 1), (2, 2, 2)]
+        np.testing.assert_allclose(found.log_probs[row, there], [want[n] for n in names], atol=1e-5)
+        np.testing.assert_allclose(np.exp(found.log_probs[row]).sum(), 1, atol=1e-5)
+    assert np.all(np.isfinite(found.gumbel))
+    assert propose.tokens_read == [2, 2]  # "2" and "22" were read; nothing that stopped
+
+
+def test_a_lane_is_read_until_it_stops():
+    """With k lanes and every beam kept, all k - 1 that go on are read, and their children."""
+    propose(k=VOCAB)
+    most = VOCAB - 1 + VOCAB
+    assert all(VOCAB - 1 <= read <= most for read in propose.tokens_read)
+    found = propose(k=2, forbidden=(0, 2, 3))  # nothing but a stop
+    assert propose.tokens_read == [0, 0]
+    np.testing.assert_array_equal(found.is_present, [[True, False]] * 2)
 
 
 def test_unlikely_candidates_are_left_out_but_never_all():

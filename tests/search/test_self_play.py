@@ -73,6 +73,24 @@ def test_games_are_consistent_with_their_trees_and_with_the_model():
             assert np.log(prior) == pytest.approx(float(want), abs=1e-4)
 
 
+def test_searches_of_all_sizes_share_one_program(monkeypatch):
+    traced = []
+
+    def count(*arguments, original=gumbel.planned_search, **options):
+        traced.append(options["config"])
+        return original(*arguments, **options)
+
+    monkeypatch.setattr(gumbel, "planned_search", count)
+    for sizes, use_value in (((3, 2), True), ((2, 3), False)):
+        search = dataclasses.replace(
+            SEARCH, num_simulations=sizes, use_value=use_value, use_oracle=False
+        )
+        for game in play(dataclasses.replace(PLAY, search=search)):
+            assert sum(game.record.positions[0].visits) == sizes[0]
+            assert game.record.trees[0].visits[0] == 1 + sizes[0]
+    assert len(traced) == 1
+
+
 def test_a_game_does_not_depend_on_its_batch():
     """Without noise, the first game is the same alone and among others."""
     quiet = dataclasses.replace(PLAY, search=dataclasses.replace(SEARCH, root_noise=False))
@@ -161,6 +179,14 @@ def test_interrupted_search_gives_the_same_bytes(tmp_path, checkpoint):
     games = list(records.read_folder(whole / "records"))
     assert len(games) == 10
     assert json.loads((whole / "summary.json").read_text())["games"] == 10
+
+
+def test_records_are_not_mixed_with_those_of_another_run(tmp_path, checkpoint):
+    config = dataclasses.replace(PLAY, checkpoint=checkpoint)
+    (tmp_path / "records").mkdir()
+    (tmp_path / "records" / f"shard-00000-of-00001{records.SUFFIX}").touch()
+    with pytest.raises(ConfigError, match="without records; .* --resume"):
+        self_play.run(config, tmp_path, resume=False, stop=StopFlag())
 
 
 def test_step_actions_need_a_newline(tmp_path, monkeypatch):

@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from data import tokenizer
 from models import attention, language_model, transformer
 from search import gumbel, token_model
 
@@ -80,6 +81,48 @@ def test_a_step_is_completed_greedily():
         while text[-1] not in (EOS, NEWLINE) and len(text) < LENGTHS[row] + 5:
             text.append(int(jnp.argmax(MODEL.forward(PARAMS, jnp.array([text]))[0, -1])))
         assert whole_text(after, row) == text
+
+
+@pytest.mark.parametrize("kind", ["token", "step"])
+def test_a_forbidden_token_is_never_written(kind):
+    """Not as an opening, and not where the model completes a line greedily."""
+    action = token_model.ActionConfig(
+        kind=kind,
+        num_candidates=3,
+        opening_tokens=1,
+        max_step_tokens=5,
+        max_completion_tokens=10,
+    )
+    free, _ = start(action)
+    favourite = 6  # of a model that would write nothing else
+    params = jax.tree.map(lambda x: x, PARAMS)
+    params["trunk"]["embedding"] = (
+        params["trunk"]["embedding"]
+        .at[favourite]
+        .set(3.0 * jnp.sign(params["trunk"]["embedding"][favourite]))
+    )
+    written = {}
+    for name, dynamics in (
+        ("free", free),
+        ("bound", dataclasses.replace(free, forbidden_tokens=(favourite,))),
+    ):
+        state = dynamics.start(params, jnp.asarray(PROMPTS), jnp.asarray(LENGTHS), jnp.arange(3))
+        for move in range(3):
+            state = dynamics.propose(params, state, jax.random.key(move))
+            state = dynamics.act(params, state, jnp.zeros(3, jnp.int32))
+        written[name] = np.concatenate(
+            [state.tokens[row, : state.length[row]] for row in range(3)]
+        ).tolist()
+    assert favourite in written["free"]
+    assert favourite not in written["bound"]
+
+
+def test_a_tokenizer_decides_what_is_never_written():
+    text = tokenizer.load_tokenizer("game24")
+    model = language_model.LanguageModel(dataclasses.replace(CONFIG, vocab_size=112))
+    dynamics = token_model.for_tokenizer(model, token_model.ActionConfig(), text)
+    assert dynamics.forbidden_tokens == (text.pad_id, 109, 110, 111)
+    assert (dynamics.eos_id, dynamics.newline_id) == (text.eos_id, text.newline_id)
 
 
 def test_a_text_has_no_room_beyond_its_limit():

@@ -30,3 +30,9 @@ def test_exported_parameters_are_the_same_in_half_the_bytes(tmp_path, capsys):
         assert path.is_dir() or str(tmp_path).encode() not in path.read_bytes()
     with pytest.raises(ConfigError, match="exists"):
         export.export(tmp_path / "whole", tmp_path / "small")
+
+
+def test_parameters_are_written_in_a_known_dtype(tmp_path):
+    with pytest.raises(ConfigError, match="one of bfloat16, float16, float32; got 'bfloat'"):
+        export.main([str(tmp_path / "whole"), str(tmp_path / "small"), "--dtype", "bfloat"])
+    assert not (tmp_path / "small").exists()

@@ -8,6 +8,8 @@ import jax
 import numpy as np
 import pytest
 
+from data.hybrid import HybridConfig
+from data.tokenizer import load_tokenizer
 from train import checkpoints, loop, metrics
 from train.errors import ConfigError, Preempted
 from train.optimizers import AdamWConfig, OptimizersConfig
@@ -44,6 +46,22 @@ def whole(minuscule, tmp_path_factory):
     final = loop.run(experiment, folder)
     assert final == folder / "checkpoints" / "6"
     return experiment, folder
+
+
+@pytest.mark.parametrize("name", ["batch_size", "policy_batch", "value_batch", "text_batch"])
+def test_every_batch_is_shared_evenly_by_the_mesh(minuscule, name):
+    """The same device four times will do: nothing is placed on it."""
+    devices = np.array(jax.devices()[:1] * 4).reshape(2, 2, 1)
+    mesh = jax.sharding.Mesh(devices, ("data", "fsdp", "tensor"))
+    sizes = {"policy_batch": 4, "value_batch": 0, "text_batch": 12}
+    make = lambda batch_size, **changed: minuscule(  # noqa: E731
+        batch_size=batch_size, recipe="hybrid", hybrid=HybridConfig(records=(), **sizes | changed)
+    )
+    text = load_tokenizer("game24")
+    loop._check(make(8), text, mesh)
+    wrong = make(6) if name == "batch_size" else make(8, **{name: 6})
+    with pytest.raises(ConfigError, match=f"{name} must be a multiple .* got 6 for 4"):
+        loop._check(wrong, text, mesh)
 
 
 def test_metrics_name_their_units_and_the_loss_falls(whole):

@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 import rich.console
 
-from train import config_json, pipeline, pipeline_status
+from train import config_json, pipeline, pipeline_status, run_folder
 from train.errors import ConfigError, DataError, Preempted
 from train.pipeline import Pipeline, Stage
 from train.run_folder import REPOSITORY_ROOT
@@ -119,6 +119,21 @@ def test_a_finished_pipeline_is_refused_resumed_or_redone(tmp_path):
     (tmp_path / "p" / "stages" / "00-base" / "mark").touch()
     run(THREE, tmp_path / "p", overwrite=True)
     assert not (tmp_path / "p" / "stages" / "00-base" / "mark").exists()
+
+
+def test_kept_stages_of_another_commit_are_named(tmp_path):
+    run(THREE, tmp_path / "p")
+    assert "commit" not in run(THREE, tmp_path / "p", resume=True)[1]
+    for name in ("00-base", "02-end"):
+        file = tmp_path / "p" / "stages" / name / "environment.json"
+        file.write_text(json.dumps(json.loads(file.read_text()) | {"git_commit": "abc"}))
+    _, said = run(THREE, tmp_path / "p", resume=True)
+    (line,) = [line for line in said.splitlines() if "commit" in line]
+    present = run_folder.environment()["git_commit"]
+    assert line == (
+        f"kept as commit abc made it (this is {present}): base, end. To redo a stage delete its "
+        f"folder, such as {tmp_path / 'p' / 'stages' / '00-base'}."
+    )
 
 
 def with_stage(name, **changes):
