@@ -35,6 +35,9 @@ class AttentionConfig:
     radius: float | None = None
     """Upper bound of the temperature, and so of |score|, with normalize_query_key. Odd orders need
     one below the root of their polynomial, where weights turn negative."""
+    learn_temperature: bool = True
+    """Whether the temperature is learned, from 88% of the radius on; False: it is the radius, which
+    gives a low order the largest contrast that it can have."""
     short_conv_width: int = 0
     """Tokens that a short causal convolution on queries, keys and values mixes (4 is usual); 0:
     none. Induction and recall want it."""
@@ -42,7 +45,6 @@ class AttentionConfig:
     """RMSNorm of every head's output (RetNet, arXiv:2307.08621). Weights that are never near 0, as
     those of low orders, spread over a long text, and what was sought becomes a small part of the
     sum; this makes its direction count and not its size."""
-
     window_tokens: int = 0
     """Keys fewer tokens old than this get the weights of softmax; 0: no window. Older ones: none
     with "softmax", those of the polynomial with "taylor", under one normaliser; this needs
@@ -56,6 +58,11 @@ class AttentionConfig:
                 "a radius bounds the temperature of normalised queries and must be positive; got "
                 f"radius={self.radius}, normalize_query_key={self.normalize_query_key}. "
                 "Set normalize_query_key=True or leave radius out."
+            )
+        if not self.learn_temperature and self.radius is None:
+            raise ValueError(
+                "a temperature that is not learned is the radius; got learn_temperature=False, "
+                "radius=None. Set a radius with normalize_query_key=True."
             )
         if self.short_conv_width == 1 or self.short_conv_width < 0:
             raise ValueError(
@@ -250,9 +257,12 @@ class Attention(nn.Module):
 
     def _normalize(self, query: Float[Array, "*B N H"]) -> Float[Array, "*B N H"]:
         """Unit length times the temperature: score = temperature * cosine."""
+        root = math.sqrt(self.head_dim)
+        if not self.config.learn_temperature:
+            scale = root * self.config.radius
+            return (unit_length(query.astype(jnp.float32)) * scale).astype(query.dtype)
         per_head = nn.with_logical_partitioning(nn.initializers.zeros_init(), ("heads",))
         raw_N = self.param("temperature", per_head, (self.num_heads,))
-        root = math.sqrt(self.head_dim)
         if self.config.radius is None:
             temperature_N = root * jnp.exp(raw_N)
         else:

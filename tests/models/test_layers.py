@@ -68,8 +68,9 @@ def test_softmax_attention_is_that_of_jax():
 
 @pytest.mark.parametrize(
     ("radius", "raw", "largest"),
-    [(1.5, 100.0, 1.5), (1.5, -2.0, 0.75), (None, 0.0, 2.0), (None, np.log(3.0), 6.0)],
-)
+    [(1.5, 100.0, 1.5), (1.5, -2.0, 0.75), (None, 0.0, 2.0), (None, np.log(3.0), 6.0),
+     (1.5, None, 1.5)],
+)  # fmt: skip
 def test_the_temperature_is_the_score_of_equal_directions(monkeypatch, radius, raw, largest):
     # With a radius: radius * sigmoid(raw + 2); without one: sqrt(head_dim) * exp(raw).
     seen = []
@@ -79,13 +80,20 @@ def test_the_temperature_is_the_score_of_equal_directions(monkeypatch, radius, r
         return value, jnp.ones(value.shape[:-1])
 
     monkeypatch.setattr(attention.taylor, "taylor_attention_sums", record)
-    config = AttentionConfig(kind="taylor", normalize_query_key=True, radius=radius)
+    config = AttentionConfig(
+        kind="taylor",
+        normalize_query_key=True,
+        radius=radius,
+        learn_temperature=raw is not None,
+    )
     layer = attention.Attention(config, 1, 1, 4, 10_000.0, "float32")
     x = normal(0, (1, 1, 3, 8))
     inputs = (x, View(positions=jnp.arange(3)[None, None], age=causal_age(3)))
     params = nn.unbox(layer.init(jax.random.key(0), *inputs)["params"])
     params["key"] = params["query"]
-    params["temperature"] = jnp.asarray([raw])
+    assert ("temperature" in params) == (raw is not None)
+    if raw is not None:
+        params["temperature"] = jnp.asarray([raw])
     layer.apply({"params": params}, *inputs)
     np.testing.assert_allclose(seen[-1], largest, rtol=1e-5)
 
@@ -106,6 +114,7 @@ def test_unit_length():
         ({"kind": "taylor", "coefficients": "minimax"}, "bounded range"),
         ({"kind": "taylor", "radius": 1.0}, "normalize_query_key=True"),
         ({"normalize_query_key": True, "radius": -1.0}, "positive"),
+        ({"normalize_query_key": True, "learn_temperature": False}, "is the radius"),
     ],
 )
 def test_unsafe_attention_is_refused(settings, message):
