@@ -64,7 +64,7 @@ class Plan:
         return kernels.round_up(self.value_block + 1, kernels.SUBLANES * 4 // self.dtype.itemsize)
 
     def vmem_bytes(self) -> int:
-        """Estimate for the largest kernel: two states and one to spare, scratch, other blocks twice."""
+        """Estimate for the largest kernel: two states and one to spare, scratch, blocks twice."""
         chunk, rows = self.chunk_size, self.value_rows
         state = 4 * rows * self.features.padded
         lower = 4 * self.features.lower_rows * chunk
