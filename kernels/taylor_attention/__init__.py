@@ -18,6 +18,7 @@ from kernels.taylor_attention.features import (
     positive_radius,
     taylor_coefficients,
 )
+from kernels.taylor_attention.sequence import state_before
 from kernels.taylor_attention.state import TaylorState, empty_state
 
 __all__ = [
@@ -33,6 +34,7 @@ __all__ = [
     "polynomial",
     "positive_radius",
     "query_state",
+    "state_before",
     "taylor_attention",
     "taylor_attention_step",
     "taylor_attention_sums",

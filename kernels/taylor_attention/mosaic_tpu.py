@@ -5,7 +5,7 @@ last two run in order and carry one state in VMEM; nothing but the sums and the 
 written. The backward pass saves no state either: it computes the states again in the order of
 the tokens for the gradient of queries, and carries the gradient of the state from the last chunk to
 the first for that of keys and values. (A chunk of 128 tokens that wrote its state would wait for
-HBM: P V floats for 4 P V C operations.)
+HBM: P W floats for 4 P W C operations.)
 
 Inside `jax.shard_map` it wants `check_vma=False`, as Pallas does; it is not partitioned by itself.
 """
@@ -33,7 +33,7 @@ class Plan:
     """The static choices of one call.
 
     Attributes:
-      value_block: columns of the value in one block; a block has V rows, see `value_rows`.
+      value_block: columns of the value in one block; a block has W rows, see `value_rows`.
     """
 
     head_dim: int
@@ -60,11 +60,11 @@ class Plan:
 
     @property
     def value_rows(self) -> int:
-        """V: a block of the value, its row of ones, and zeros up to whole sublanes."""
+        """W: a block of the value, its row of ones, and zeros up to whole sublanes."""
         return kernels.round_up(self.value_block + 1, kernels.SUBLANES * 4 // self.dtype.itemsize)
 
     def vmem_bytes(self) -> int:
-        """Estimate for the largest kernel: blocks that come and go (twice), state and scratch."""
+        """Estimate for the largest kernel: two states and one to spare, scratch, blocks twice."""
         chunk, rows = self.chunk_size, self.value_rows
         state = 4 * rows * self.features.padded
         lower = 4 * self.features.lower_rows * chunk
@@ -114,7 +114,7 @@ def taylor_attention(
         _marks(plan, runs, log_decay_K, batch_size, num_kv_heads),
         None if initial_state is None else _pack(plan, initial_state),
     )
-    # [B,K,G,J,V,T] -> [B,T,K,G,J,V]
+    # [B,K,G,J,W,T] -> [B,T,K,G,J,W]
     numerator = numerator[..., :length].transpose(0, 5, 1, 2, 3, 4)
     denominator = numerator[..., 0, plan.value_block]
     numerator = numerator[..., : plan.value_block]
@@ -215,7 +215,7 @@ def _padded(plan: Plan, x: jax.Array, mode: str = "constant") -> jax.Array:
 
 
 def _blocks_with_ones(plan: Plan, value: jax.Array) -> jax.Array:
-    """[B, T, K, E] -> [B, K, J, V, T]: J blocks of value columns, each with its row of ones.
+    """[B, T, K, E] -> [B, K, J, W, T]: J blocks of value columns, each with its row of ones.
 
     Tokens of padding get no one: they add nothing to any sum.
     """
@@ -264,7 +264,7 @@ def _multinomials(plan: Plan) -> jax.Array:
 
 
 def _pack(plan: Plan, state: TaylorState) -> jax.Array:
-    """[B, K, J, V, P] as the kernels carry it: times the multinomials, features last."""
+    """[B, K, J, W, P] as the kernels carry it: times the multinomials, features last."""
     block = plan.value_block
     filled = plan.num_blocks * block
     numerator = state.numerator.astype(jnp.float32)
@@ -286,22 +286,22 @@ def _unpack(plan: Plan, packed: jax.Array) -> TaylorState:
     count, block = plan.features.count, plan.value_block
     packed = packed[..., :count] / _multinomials(plan)[:, :count]
     batch_size, num_kv_heads = packed.shape[:2]
-    numerator = packed[..., :block, :].transpose(0, 1, 4, 2, 3)  # [B, K, P, J, V]
+    numerator = packed[..., :block, :].transpose(0, 1, 4, 2, 3)  # [B, K, P, J, W]
     numerator = numerator.reshape(batch_size, num_kv_heads, count, -1)[..., : plan.value_dim]
     return TaylorState(numerator=numerator, denominator=packed[:, :, 0, block])
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
 def _sums(plan, coefficients, query, key, value, marks, state):
-    """Numerators [B, K, G, J, V, T] and the last state [B, K, J, V, P].
+    """Numerators [B, K, G, J, W, T] and the last state [B, K, J, W, P].
 
     Args:
       coefficients: [K G, p+1].
       query: [B, K, G, H, T].
       key: [B, K, H, T].
-      value: [B, K, J, V, T].
+      value: [B, K, J, W, T].
       marks: [B, K, 5, T] or None.
-      state: [B, K, J, V, P] or None.
+      state: [B, K, J, W, P] or None.
     """
     batch_size, num_kv_heads, num_groups, _, length = query.shape
     sums = jax.ShapeDtypeStruct(

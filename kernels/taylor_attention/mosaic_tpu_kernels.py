@@ -2,8 +2,8 @@
 
 One call handles one chunk of C tokens of one query head; the grid around it is in `mosaic_tpu.py`.
 Arrays have tokens on lanes (the last axis) and features, H or E on sublanes, so that monomials are
-products of slices of rows. A value has a row of ones below its E rows (V rows in all), whose sum is
-the denominator. The state is [V, P], already times the multinomials of `features.py`.
+products of slices of rows. A value has a row of ones below its E rows (W rows in all), whose sum is
+the denominator. The state is [W, P], already times the multinomials of `features.py`.
 
     numerator_t = sum_{s<=t in the chunk} w(k_s . q_t) v_s + state phi(q_t)
     state'      = state + sum_s v_s (multinomials * monomials(k_s))^T
@@ -160,17 +160,17 @@ class Body:
         lower_ref: Ref,
         tile_ref: Ref,
     ) -> None:
-        """numerator [V, C] of a chunk; the state, an output, lives on from chunk to chunk."""
+        """numerator [W, C] of a chunk; the state, an output, lives on from chunk to chunk."""
         group, coefficients = self._begin(coefficients_ref, state_ref, initial_state_ref)
         query, key, value = query_ref[...], key_ref[...], value_ref[...]
         score = self._dot("hs,ht->st", key, query)
         weight = self._visible(polynomial(score, coefficients), marks_ref)
-        numerator = self._dot("vs,st->vt", value, weight)
+        numerator = self._dot("ws,st->wt", value, weight)
         self._fill_lower(lower_ref, query)
         past = jnp.zeros_like(numerator)
         for columns, pieces in self.features.tiles():
             phi = self._tile_of_features(tile_ref, lower_ref, pieces, coefficients)
-            past += self._dot("vp,pt->vt", state_ref[:, columns], phi)
+            past += self._dot("wp,pt->wt", state_ref[:, columns], phi)
         numerator_ref[...] = numerator + _times(past, marks_ref, READ)
 
         @pl.when(group == self.num_groups - 1)
@@ -202,7 +202,7 @@ class Body:
         query, key, value = query_ref[...], key_ref[...], value_ref[...]
         dnumerator = dnumerator_ref[...]
         score = self._dot("hs,ht->st", key, query)
-        dweight = self._visible(self._dot("vs,vt->st", value, dnumerator), marks_ref)
+        dweight = self._visible(self._dot("ws,wt->st", value, dnumerator), marks_ref)
         dscore = dweight * slope(score, coefficients)
         dcoefficients = _sums_with_powers(dweight, score, len(coefficients))
 
@@ -211,7 +211,7 @@ class Body:
         dpast = _times(dnumerator, marks_ref, READ)
         for columns, pieces in reversed(self.features.tiles()):
             tile_ref[: columns.stop - columns.start] = self._dot(
-                "vp,vt->pt", state_ref[:, columns], dpast
+                "wp,wt->pt", state_ref[:, columns], dpast
             )
             self._retrace(tile_ref, lower_ref, dlower_ref, pieces, coefficients, dcoefficients)
         dquery_ref[...] = self._dot("hs,st->ht", key, dscore) + self._inputs(dlower_ref)
@@ -241,7 +241,7 @@ class Body:
         dlower_ref: Ref,
         tile_ref: Ref,
     ) -> None:
-        """dkey [H, C] and dvalue [V, C], summed over the query heads; chunks come last to first.
+        """dkey [H, C] and dvalue [W, C], summed over the query heads; chunks come last to first.
 
         dstate, an output, is the gradient of the state after the chunk, then of that before it.
         """
@@ -259,8 +259,8 @@ class Body:
                 dstate = dstate_ref[:, columns]
                 dadded = dstate * multinomials_ref[:, columns]
                 phi = self._tile_of_features(tile_ref, lower_ref, pieces)
-                dvalue += self._dot("vp,ps->vs", dadded, phi)
-                tile_ref[: columns.stop - columns.start] = self._dot("vp,vs->ps", dadded, written)
+                dvalue += self._dot("wp,ps->ws", dadded, phi)
+                tile_ref[: columns.stop - columns.start] = self._dot("wp,ws->ps", dadded, written)
                 self._retrace(tile_ref, lower_ref, dlower_ref, pieces)
                 dstate_ref[:, columns] = _times(dstate, marks_ref, KEEP)
             dkey_ref[...] = self._inputs(dlower_ref)
@@ -268,16 +268,16 @@ class Body:
 
         score = self._dot("hs,ht->st", key, query)
         weight = self._visible(polynomial(score, coefficients), marks_ref)
-        dweight = self._visible(self._dot("vs,vt->st", value, dnumerator), marks_ref)
+        dweight = self._visible(self._dot("ws,wt->st", value, dnumerator), marks_ref)
         dscore = dweight * slope(score, coefficients)
         dkey_ref[...] += self._dot("ht,st->hs", query, dscore)
-        dvalue_ref[...] += self._dot("vt,st->vs", dnumerator, weight)
+        dvalue_ref[...] += self._dot("wt,st->ws", dnumerator, weight)
 
         self._fill_lower(lower_ref, query)
         dpast = _times(dnumerator, marks_ref, READ)
         for columns, pieces in self.features.tiles():
             phi = self._tile_of_features(tile_ref, lower_ref, pieces, coefficients)
-            dstate_ref[:, columns] += self._dot("vt,pt->vp", dpast, phi)
+            dstate_ref[:, columns] += self._dot("wt,pt->wp", dpast, phi)
 
     def _begin(self, coefficients_ref, carry_ref, first_ref):
         """The query head of this call with its coefficients; on the first call sets the carry."""
@@ -296,7 +296,7 @@ class Body:
         value = _times(value, marks_ref, WRITE)
         for columns, pieces in self.features.tiles():
             phi = self._tile_of_features(tile_ref, lower_ref, pieces)
-            added = self._dot("vs,ps->vp", value, phi) * multinomials_ref[:, columns]
+            added = self._dot("ws,ps->wp", value, phi) * multinomials_ref[:, columns]
             state_ref[:, columns] = _times(state_ref[:, columns], marks_ref, KEEP) + added
 
     def _fill_lower(self, lower_ref, x):

@@ -64,12 +64,16 @@ def taylor_attention(
         numerator, denominator = (x.reshape(*groups, *x.shape[4:]) for x in sums)
         return (numerator, denominator), jax.tree.map(lambda x: x[:, ::num_groups], state)
 
+    # Inside shard_map: let what is the same on all devices differ, as the keys do; its cotangent is
+    # then summed over devices.
+    one = jnp.ones_like(key_BTKH, coefficients.dtype, shape=())
+    coefficients = coefficients * one
     if initial_state is None:
         num_features = features.num_features(head_dim, order)
         shape = (batch_size, num_kv_heads, value_dim + 1, num_features)
         state_BKFP = jnp.zeros_like(key_BTKH, coefficients.dtype, shape=shape)
     else:
-        state_BKFP = _stacked(initial_state)
+        state_BKFP = _stacked(initial_state) * one
     sums_BTKGF, state_BKFP = _sums(
         (min(chunk_size or CHUNK_SIZE, length), precision),
         query_BTKGH,
@@ -237,7 +241,10 @@ def _sums_bwd(static, residuals, cotangents):
                 value_bar[:, :-1],
             )
 
-        zeros = jnp.zeros_like(coefficients), jnp.zeros_like(state_bar[:, 0])
+        zeros = (
+            jnp.zeros_like(sums_bar, dtype, shape=coefficients.shape),
+            jnp.zeros_like(sums_bar, dtype, shape=state_bar[:, 0].shape),
+        )
         chunks = query, key, value, sums_bar, saved, runs, lanes.counts
         carry, bars = jax.lax.scan(one_chunk, (state_bar, *zeros), chunks, reverse=True)
         before_bar, inner_bar, monomial_bar = carry

@@ -95,7 +95,6 @@ def check_against_reference(arrays, others, tolerance, **settings):
         (0, 3, 5, (2, 2), 130, False, True, True),
         (1, 4, 5, (2, 1), 40, True, False, False),
         (2, 17, 7, (4, 2), 300, True, True, True),  # P = 171, three chunks, the last not full
-        (3, 12, 9, (1, 1), 130, False, False, True),  # P = 455
         (8, 2, 5, (2, 1), 200, True, False, True),
     ],
 )
