@@ -259,8 +259,9 @@ class Attention(nn.Module):
         """Unit length times the temperature: score = temperature * cosine."""
         root = math.sqrt(self.head_dim)
         if not self.config.learn_temperature:
-            scale = root * self.config.radius
-            return (unit_length(query.astype(jnp.float32)) * scale).astype(query.dtype)
+            assert self.config.radius is not None
+            largest = root * self.config.radius
+            return (unit_length(query.astype(jnp.float32)) * largest).astype(query.dtype)
         per_head = nn.with_logical_partitioning(nn.initializers.zeros_init(), ("heads",))
         raw_N = self.param("temperature", per_head, (self.num_heads,))
         if self.config.radius is None:
