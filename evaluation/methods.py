@@ -208,13 +208,21 @@ class BestOfN(Method):
             )
 
     @property
+    def title(self) -> str:
+        return super().title + self._floor
+
+    @property
     def title_of_any(self) -> str:
         """What the report calls it when the checker chooses among the samples."""
-        return "best-of-n, checker-chosen (pass@n)" + MODEL_TITLES[self.model]
+        return "best-of-n, checker-chosen (pass@n)" + MODEL_TITLES[self.model] + self._floor
+
+    @property
+    def _floor(self) -> str:
+        return "" if self.min_p is None else f", min_p {self.min_p:g}"
 
     @property
     def _kind(self) -> str:
-        return f"best-of-n-{self.match}"
+        return f"best-of-n-{self.match}" + self._floor.translate(str.maketrans(" _.", "---", ","))
 
     def play(self, player: Player, questions: Questions) -> list[Attempt]:
         if questions.budgets is None:

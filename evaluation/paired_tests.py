@@ -30,7 +30,8 @@ def compared_pairs(methods: Sequence[Method]) -> list[tuple[Place, Place]]:
         if method.model != "trained":
             twin = replace(method, model="trained", label="")
             pairs += [(other, method) for other in methods if replace(other, label="") == twin]
-    return [((first.split, first.name), (second.split, second.name)) for first, second in pairs]
+    places = [((first.split, first.name), (second.split, second.name)) for first, second in pairs]
+    return list(dict.fromkeys(places))
 
 
 def compare(

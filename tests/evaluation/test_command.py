@@ -12,7 +12,8 @@ def test_options_become_the_standard_table():
     config = command.make_config("runs/x", options)
     assert (config.checkpoint, config.base_checkpoint) == ("runs/x", "runs/base")
     names = [method.name for method in config.methods]
-    assert names[:4] == ["greedy", "search-8", "search-32", "best-of-n-search-32"]
+    sampled = ["best-of-n-search-32", "best-of-n-search-32-min-p-0-05"]
+    assert names[:5] == ["greedy", "search-8", "search-32", *sampled]
     assert "search-32-base-prior" in names
     assert all(method.limit == 5 and method.split == "test" for method in config.methods)
     ablated = command.make_config("runs/x", command.Options(ablation=True))

@@ -348,6 +348,7 @@ def test_search_is_tested_against_sampling_and_greedy_and_base_against_trained()
         for first, second in (
             ("search-50", "best-of-n-search-50"),
             ("search-50", "greedy"),
+            ("search-50", "best-of-n-search-50-min-p-0-05"),
             ("greedy", "greedy-base"),
             ("search-50", "search-50-base-prior"),
             ("search-50-oracle-no-value", "search-50-oracle-no-value-base"),

@@ -140,6 +140,7 @@ def test_records_of_another_run_are_another_run(trained, hybrid_experiment, tmp_
         hybrid=HybridConfig(
             records=(RecordSource(path=str(tmp_path)),),
             policy_batch=8, value_batch=8, text_batch=8, num_candidates=4, path_tokens=40,
+            value_from="outcome",
         )
     )  # fmt: skip
     with pytest.raises(ConfigError, match="resumes with the data_hash it was saved with"):
