@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from kernels.taylor_attention import features, mosaic_tpu, reference, xla
+from kernels.taylor_attention import features, mosaic_gpu, mosaic_tpu, reference, xla
 from kernels.taylor_attention import state as states
 from kernels.taylor_attention.state import TaylorState
 
@@ -22,6 +22,7 @@ IMPLEMENTATIONS: typing.Mapping[str, typing.Callable] = types.MappingProxyType(
         "reference": reference.taylor_attention,
         "xla": xla.taylor_attention,
         "mosaic_tpu": mosaic_tpu.taylor_attention,
+        "mosaic_gpu": mosaic_gpu.taylor_attention,
     }
 )
 # By `jax.default_backend()`: the name that `None` takes instead of "xla", and the function of

@@ -1,0 +1,220 @@
+"""The Hopper kernels without a GPU: interpreted against the reference, and lowered for an H200."""
+
+import functools
+import itertools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from kernels import taylor_attention as taylor
+from kernels.taylor_attention import features, mosaic_gpu, mosaic_gpu_tiles, reference
+from tests.kernels import gpu_interpreter
+
+
+@pytest.mark.parametrize(
+    ("head_dim", "order", "tile"),
+    [(5, 0, 256), (5, 1, 64), (5, 2, 64), (3, 3, 32), (20, 2, 64), (8, 4, 256), (4, 8, 256)],
+)
+def test_every_monomial_has_one_slot_and_one_pair(head_dim, order, tile):
+    plan = mosaic_gpu_tiles.plan(head_dim, order, tile, 2)
+    x = jnp.asarray(np.random.default_rng(0).uniform(0.5, 1.5, (head_dim, 1)), jnp.float32)
+    factors = jax.jit(lambda x: (features.monomials(x, order), plan.left(x), plan.right(x)))(x)
+    want, left, right = (np.asarray(f).ravel() for f in factors)
+    want = np.append(want, 0.0)
+
+    slots = np.zeros((plan.num_tiles, plan.tile))
+    for run in plan.runs:
+        for tile_, piece in itertools.product(range(run.count), run.pieces):
+            number = run.first_tile + tile_
+            a = run.left_of(number) + piece.left
+            assert piece.right % 16 == piece.slot % 16 == piece.width % 16 == 0
+            slots[number, piece.slot : piece.slot + piece.width] = (
+                left[a] * right[piece.right : piece.right + piece.width]
+            )
+    weighed = plan.slot_feature < want.size - 1
+    np.testing.assert_allclose(slots.ravel()[weighed], want[plan.slot_feature][weighed], rtol=1e-5)
+    np.testing.assert_array_equal(plan.slot_feature[plan.feature_slot], np.arange(want.size - 1))
+
+    pairs = np.outer(left, right).ravel()
+    weighed = plan.pair_feature < want.size - 1
+    np.testing.assert_allclose(pairs[weighed], want[plan.pair_feature][weighed], rtol=1e-5)
+    np.testing.assert_array_equal(plan.pair_feature[plan.feature_pair], np.arange(want.size - 1))
+
+
+@pytest.mark.parametrize("num_chunks", [3, mosaic_gpu.PREFIX_CHUNKS + 5])
+def test_prefix_is_the_recurrence(num_chunks):
+    rng = np.random.default_rng(0)
+    added, first = rng.normal(size=(2, num_chunks, 4)), rng.normal(size=(2, 4))
+    log_gate, forgets = -rng.uniform(0, 2, (2, num_chunks)), rng.random((2, num_chunks)) < 0.1
+    marks = mosaic_gpu._Marks(
+        None, None, None, None, jnp.asarray(log_gate, jnp.float32), jnp.asarray(forgets)
+    )
+    before, last = mosaic_gpu._prefix(
+        jnp.asarray(added, jnp.float32), jnp.asarray(first, jnp.float32), marks
+    )
+    state = first
+    for chunk in range(num_chunks):
+        np.testing.assert_allclose(before[:, chunk], state, atol=2e-6)
+        gate = np.where(forgets[:, chunk], 0, np.exp(log_gate[:, chunk]))
+        state = gate[:, None] * state + added[:, chunk]
+    np.testing.assert_allclose(last, state, atol=2e-6)
+
+
+def inputs(*, batch=1, length, kv_heads, group, width, value_width, order, everything):
+    """bfloat16 query, key, value; coefficients; with `everything` also state, decay and runs."""
+    rng = np.random.default_rng(length)
+    normal = lambda *s: jnp.asarray(rng.normal(size=s), jnp.bfloat16)  # noqa: E731
+    query = normal(batch, length, kv_heads, group, width) / 2
+    key, value = (
+        normal(batch, length, kv_heads, width) / 2,
+        normal(batch, length, kv_heads, value_width),
+    )
+    coefficients = taylor.minimax_coefficients(order, 2.0) * width ** (-np.arange(order + 1) / 2)
+    state, options = None, {"log_decay_K": None, "runs": None}
+    if everything:
+        coefficients = coefficients * rng.uniform(0.5, 1.5, (kv_heads, group, order + 1))
+        num_features = taylor.num_features(width, order)
+        state = taylor.TaylorState(
+            numerator=normal(batch, kv_heads, num_features, value_width).astype(jnp.float32),
+            denominator=normal(batch, kv_heads, num_features).astype(jnp.float32),
+        )
+        runs = np.sort(rng.integers(0, 3, (batch, length)), axis=1)
+        options = {
+            "log_decay_K": jnp.asarray(-rng.uniform(0.001, 0.02, kv_heads), jnp.float32),
+            "runs": jnp.asarray(runs - runs[:, :1], jnp.int32),
+        }
+    return (query, key, value, jnp.asarray(coefficients, jnp.float32), state), options
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def values_and_gradients(implementation, arguments, options):
+    def run(query, key, value, coefficients, state):
+        return implementation(
+            query,
+            key,
+            value,
+            coefficients=coefficients,
+            initial_state=state,
+            return_state=state is not None,
+            chunk_size=128,
+            precision=None,
+            **options,
+        )
+
+    out, vjp = jax.vjp(run, *arguments)
+    cotangents = jax.tree.map(
+        lambda x: jnp.asarray(np.random.default_rng(x.size).normal(size=x.shape), x.dtype), out
+    )
+    return out, vjp(cotangents)
+
+
+@pytest.mark.parametrize(
+    "shape",
+    [
+        {"length": 300, "kv_heads": 1, "group": 2, "width": 4, "value_width": 6, "order": 2},
+        pytest.param(
+            {"length": 200, "kv_heads": 2, "group": 1, "width": 20, "value_width": 70, "order": 2},
+            marks=pytest.mark.slow,
+        ),
+        *(
+            pytest.param(
+                {"length": 300, "kv_heads": 1, "group": 2, "width": 3, "value_width": 6}
+                | {"order": order},
+                marks=pytest.mark.slow,
+            )
+            for order in (0, 1, 3, 4, 8)
+        ),
+    ],
+    ids=lambda shape: f"order{shape['order']}-width{shape['width']}",
+)
+@pytest.mark.parametrize(
+    "everything", [pytest.param(False, marks=pytest.mark.slow), True], ids=["plain", "everything"]
+)
+def test_values_and_all_gradients_match_the_reference(shape, everything):
+    arguments, options = inputs(**shape, everything=everything)
+    wide = jax.tree.map(lambda x: x.astype(jnp.float32), arguments)
+    want = values_and_gradients(reference.taylor_attention, wide, options)
+    with gpu_interpreter.described_h200(), gpu_interpreter.interpreted():
+        got = values_and_gradients(mosaic_gpu.taylor_attention, arguments, options)
+        got = jax.tree.map(np.asarray, got)  # computed before the contexts end
+    for (path, w), g in zip(
+        jax.tree_util.tree_leaves_with_path(want), jax.tree.leaves(got), strict=True
+    ):
+        w, g = (np.asarray(x, np.float64) for x in (w, g))
+        error = np.abs(g - w).max() / np.abs(w).max()
+        assert error <= 1e-2, f"{jax.tree_util.keystr(path)}: {error:.1e}"
+
+
+def lower(batch, length, kv_heads, group, width, value_width, order, *, gradient):
+    """For an H200; all or nothing: every kernel of the call is lowered."""
+    narrow = functools.partial(jax.ShapeDtypeStruct, dtype=jnp.bfloat16)
+
+    def loss(query, key, value):
+        out = taylor.taylor_attention(
+            query,
+            key,
+            value,
+            coefficients=taylor.taylor_coefficients(order),
+            implementation="mosaic_gpu",
+        )
+        return out.astype(jnp.float32).sum()
+
+    shapes = [(kv_heads * group, width), (kv_heads, width), (kv_heads, value_width)]
+    arguments = [narrow((batch, length, *shape)) for shape in shapes]
+    function = jax.grad(loss, argnums=(0, 1, 2)) if gradient else loss
+    with gpu_interpreter.described_h200():
+        return jax.jit(function).trace(*arguments).lower(lowering_platforms=("cuda",))
+
+
+def test_the_goal_shape_lowers_for_an_h200():
+    text = lower(1, 65_536, 8, 1, 64, 64, 2, gradient=False).as_text()
+    assert text.count("@mosaic_gpu") == 3  # sums and read of the states, sums inside chunks
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("width", "order", "group", "value_width"),
+    [
+        (64, 2, 1, 64),
+        (8, 4, 1, 64),
+        (8, 4, 2, 128),
+        (4, 8, 1, 128),
+        (16, 2, 1, 64),
+        (128, 2, 1, 128),
+    ],
+)
+def test_gradients_of_the_target_shapes_lower_for_an_h200(width, order, group, value_width):
+    text = lower(1, 8192, 4, group, width, value_width, order, gradient=True).as_text()
+    assert text.count("@mosaic_gpu") == 9  # three forward; two slopes, sums, read; dq, dk and dv
+
+
+@pytest.mark.parametrize(
+    ("dtype", "width", "order", "message"),
+    [
+        (jnp.float32, 8, 2, "bfloat16.*got float32"),
+        (jnp.bfloat16, 512, 1, "up to 256 wide"),
+        (jnp.bfloat16, 64, 3, "shared memory"),
+    ],
+)
+def test_what_the_kernels_cannot_do_is_named(dtype, width, order, message):
+    x = jnp.zeros((1, 128, 1, width), dtype)
+    coefficients = taylor.taylor_coefficients(order)
+    with gpu_interpreter.described_h200(), pytest.raises(NotImplementedError, match=message):
+        taylor.taylor_attention(x, x, x, coefficients=coefficients, implementation="mosaic_gpu")
+
+
+def test_another_platform_is_refused():
+    x = jnp.zeros((1, 128, 1, 8), jnp.bfloat16)
+    with pytest.raises(NotImplementedError, match="Hopper.*found a cpu.*'xla'"):
+        taylor.taylor_attention(
+            x, x, x, coefficients=taylor.taylor_coefficients(2), implementation="mosaic_gpu"
+        )
+
+
+def test_impossible_block_sizes_are_refused():
+    with pytest.raises(ValueError, match="multiple"):
+        mosaic_gpu.BlockSizes(chunk=100)
+    with pytest.raises(ValueError, match="features"):
+        mosaic_gpu.BlockSizes(features=24)
