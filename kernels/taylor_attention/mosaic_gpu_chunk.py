@@ -67,13 +67,13 @@ def sums(
       run_start: int [Z, T], the first token that a query may see; not read without `spec.has_runs`.
     """
     query, key, value = (x.astype(bf16) for x in (query_ZTH, key_YTH, value_YTE))
-    return _sums(spec, query, key, value, _scalars(coefficients, log_decay), run_start)
+    return tuple(_sums(spec, query, key, value, _scalars(coefficients, log_decay), run_start))
 
 
 def _forward(spec, query, key, value, coefficients, log_decay, run_start):
     query, key, value = (x.value.astype(bf16) for x in (query, key, value))
     scalars = _scalars(coefficients.value, log_decay.value)
-    out = _sums(spec, query, key, value, scalars, run_start.value)
+    out = tuple(_sums(spec, query, key, value, scalars, run_start.value))
     # An empty tuple among the residuals says that the coefficients are learned.
     learned = () if coefficients.perturbed else None
     return out, (query, key, value, scalars, run_start.value, learned)

@@ -55,10 +55,10 @@ def test_prefix_is_the_recurrence(num_chunks):
     )
     state = first
     for chunk in range(num_chunks):
-        np.testing.assert_allclose(before[:, chunk], state, atol=2e-6)
+        np.testing.assert_allclose(before[:, chunk], state, atol=5e-6)
         gate = np.where(forgets[:, chunk], 0, np.exp(log_gate[:, chunk]))
         state = gate[:, None] * state + added[:, chunk]
-    np.testing.assert_allclose(last, state, atol=2e-6)
+    np.testing.assert_allclose(last, state, atol=5e-6)
 
 
 def inputs(*, batch=1, length, kv_heads, group, width, value_width, order, everything):
@@ -198,7 +198,7 @@ def test_gradients_of_the_target_shapes_lower_for_an_h200(width, order, group, v
     [
         (jnp.float32, 8, 2, "bfloat16.*got float32"),
         (jnp.bfloat16, 512, 1, "up to 256 wide"),
-        (jnp.bfloat16, 64, 3, "shared memory"),
+        (jnp.bfloat16, 8, 8, "shared memory"),
     ],
 )
 def test_what_the_kernels_cannot_do_is_named(dtype, width, order, message):
