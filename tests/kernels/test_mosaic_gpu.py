@@ -124,7 +124,7 @@ def check(shape, *, everything, gradients):
         jax.tree_util.tree_leaves_with_path(want), jax.tree.leaves(got), strict=True
     ):
         w, g = (np.asarray(x, np.float64) for x in (w, g))
-        error = np.abs(g - w).max() / np.abs(w).max()
+        error = np.abs(g - w).max() / max(np.abs(w).max(), 1e-30)  # order 0: some are all 0
         assert error <= 1e-2, f"{jax.tree_util.keystr(path)}: {error:.1e}"
 
 
@@ -142,7 +142,10 @@ def test_values_match_the_reference():
     [
         {},
         {"length": 300, "kv_heads": 2, "group": 1, "width": 20, "value_width": 70},
-        *({"width": 3, "order": order} for order in (0, 1, 3, 4, 8)),
+        *(
+            pytest.param({"width": 3, "order": order}, marks=pytest.mark.soak)
+            for order in (0, 1, 3, 4, 8)
+        ),
     ],
     ids=str,
 )
