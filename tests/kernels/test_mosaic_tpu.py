@@ -6,6 +6,7 @@ not be there. Nothing here has run on a TPU.
 """
 
 import functools
+import importlib.util
 
 import jax
 import jax.numpy as jnp
@@ -258,15 +259,8 @@ LARGE = [(1, 128), (2, 128), (3, 32), (4, 16), (8, 8)]  # up to P = 12,870
 SMALL = [(1, 8), (2, 16), (4, 8), (6, 4), (8, 4)]
 
 
-@pytest.mark.tpu
-@pytest.mark.parametrize(
-    ("topology", "dtype", "order", "width"),
-    [("v5e:2x2", "bfloat16", *case) for case in SMALL + LARGE]
-    + [("v6e:2x2", "float32", *case) for case in SMALL + LARGE]
-    + [("v5p:2x2x1", "float32", 2, 16), ("v5p:2x2x1", "bfloat16", 8, 8)]
-    + [("tpu7x:2x2x1", "float32", 2, 16), ("tpu7x:2x2x1", "bfloat16", 8, 8)],
-)
-def test_compiles_for_tpu_within_the_estimated_memory(monkeypatch, topology, dtype, order, width):
+def compiled(monkeypatch, topology, dtype, order, width):
+    """All three kernels as machine code, within the memory that the plan estimates."""
     if importlib.util.find_spec("libtpu") is None:
         pytest.skip("needs libtpu: pip install -c constraints.txt -e '.[tpu]'")
     from jax.experimental import topologies
@@ -277,4 +271,24 @@ def test_compiles_for_tpu_within_the_estimated_memory(monkeypatch, topology, dty
         order, width, 128, (2, 1), 300, dtype, packed=True, decays=True, state=True
     )
     sharding = jax.sharding.SingleDeviceSharding(devices[0])
-    lowered(arrays, others, sharding=sharding).compile()  # over the estimate, it raises
+    return lowered(arrays, others, sharding=sharding).compile()
+
+
+@pytest.mark.tpu
+@pytest.mark.parametrize(
+    ("topology", "dtype", "order", "width"),
+    [("v5e:2x2", "bfloat16", *case) for case in SMALL + LARGE]
+    + [("v6e:2x2", "float32", *case) for case in SMALL + LARGE]
+    + [("v5p:2x2x1", "float32", 2, 16), ("v5p:2x2x1", "bfloat16", 8, 8)]
+    + [("tpu7x:2x2x1", "float32", 2, 16), ("tpu7x:2x2x1", "bfloat16", 8, 8)],
+)
+def test_compiles_for_tpu_within_the_estimated_memory(monkeypatch, topology, dtype, order, width):
+    program = compiled(monkeypatch, topology, dtype, order, width)
+    assert program.memory_analysis().generated_code_size_in_bytes > 100_000
+
+
+@pytest.mark.tpu
+def test_too_small_an_estimate_does_not_compile(monkeypatch):
+    monkeypatch.setattr(mosaic_tpu.Plan, "vmem_bytes", lambda plan: 100_000)
+    with pytest.raises(jax.errors.JaxRuntimeError, match="(?i)vmem"):
+        compiled(monkeypatch, "v5e:2x2", "bfloat16", 2, 16)
