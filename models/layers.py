@@ -1,5 +1,6 @@
 """RMSNorm, rotary positions and the MLP: the parts of a block that do not look at other tokens."""
 
+import math
 from typing import Literal
 
 import flax.linen as nn
@@ -50,6 +51,25 @@ def precision_of(dtype) -> jax.lax.Precision | None:
     return jax.lax.Precision.HIGHEST if jnp.dtype(dtype) == jnp.float32 else None
 
 
+def _matrix_product(x, kernel, dimension_numbers, precision=None, **kwargs):
+    """`lax.dot_general` of the last axes of x with the first ones of the kernel, as one product of
+    two matrices: XLA's CPU backend finds its fast kernels for that, forward and backward
+    (docs/experiments.md, 2026-11-27).
+    """
+    (axes, _), _ = dimension_numbers
+    batch, contracted = x.shape[: -len(axes)], x.shape[-len(axes) :]
+    features = kernel.shape[len(axes) :]
+    size = math.prod(contracted)
+    out = jax.lax.dot_general(
+        x.reshape(-1, size),
+        kernel.reshape(size, -1),
+        (((1,), (0,)), ((), ())),
+        precision=precision,
+        **kwargs,
+    )
+    return out.reshape(*batch, *features)
+
+
 def dense(
     features: tuple[int, ...],
     axes: tuple[str | None, ...],
@@ -70,6 +90,7 @@ def dense(
         dtype=dtype,
         precision=precision_of(model_dtype or dtype),
         kernel_init=nn.with_logical_partitioning(init, axes),
+        dot_general=_matrix_product,
         name=name,
     )
 
