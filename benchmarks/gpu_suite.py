@@ -300,7 +300,8 @@ def kernels(suite: Suite):
     query, key = (jnp.pad(x, ((0, 0), (0, 0), (0, -x.shape[-1] % 16))) for x in (query, key))
     value = jnp.pad(value, ((0, 0), (0, 0), (0, width - value.shape[-1])))
     transposed = key[..., : shape.head_dim].swapaxes(1, 2)
-    left, right = plan.left(transposed), plan.right(transposed)
+    chunked = transposed.reshape(heads, shape.head_dim, -1, blocks.chunk).swapaxes(1, 2)
+    left, right = plan.left(chunked).astype(jnp.bfloat16), plan.right(transposed)
     state = jnp.ones(
         (heads, length // blocks.chunk, plan.num_tiles, width, plan.tile), jnp.bfloat16
     )
@@ -338,13 +339,19 @@ def kernels(suite: Suite):
             f"{name}, {shape}",
             lambda f=specialised, a=arguments, o=operations: suite.time(f, *a, operations=o),
         )
-    marks = mosaic_gpu._Marks.of(heads, 1, length, blocks.chunk, None, None)
     added = state.astype(jnp.float32)
-    suite.measure(
-        "kernels",
-        f"prefix (plain XLA), {shape}",
-        lambda: suite.time(lambda a: mosaic_gpu._prefix(a, a[:, 0], marks)[0], added),
-    )
+    gates = jnp.ones(added.shape[:2], jnp.float32)
+    weights = jnp.ones((heads, plan.num_tiles, 1, plan.tile), jnp.float32)
+    for name, kernel in (
+        ("prefix", mosaic_gpu_state._prefix),
+        ("prefix backward", mosaic_gpu_state._prefix_backward),
+    ):
+        run = functools.partial(kernel, dtype=jnp.bfloat16)
+        suite.measure(
+            "kernels",
+            f"{name}, {shape}",
+            lambda f=run: suite.time(f, added, added[:, 0], gates, weights),
+        )
 
 
 def goals(suite: Suite):

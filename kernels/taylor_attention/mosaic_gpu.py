@@ -1,9 +1,9 @@
 """Linear time on NVIDIA Hopper: chunks in parallel, in three phases, forward and backward.
 
-    1. the state of every chunk alone            `mosaic_gpu_state.sums`    tensor cores
-    2. the state before every chunk              `_prefix`                  plain XLA: bandwidth
-    3. what tokens read from that state          `mosaic_gpu_state.read`    tensor cores
-       and the quadratic form inside the chunk   `mosaic_gpu_chunk.sums`    tensor cores
+    1. the state of every chunk alone                                       tensor cores
+    2. the state before every chunk                                         bandwidth
+    3. what tokens read from that state: `mosaic_gpu_state.recall`          tensor cores
+       and the quadratic form inside the chunk: `mosaic_gpu_chunk.sums`     tensor cores
 
 The kernels are Pallas (Mosaic GPU: wgmma, TMA copies by a warpgroup of their own) and carry their
 gradients; everything between them is JAX, which differentiates itself: the monomials, masks and
@@ -30,7 +30,6 @@ __all__ = ["BlockSizes", "obstacle", "taylor_attention"]
 
 SHARED_MEMORY_BYTES = 227 * 1024  # that one block of threads may use on Hopper
 MAX_WIDTH = 256  # of a value or a key, as of anything that one wgmma or one copy moves
-PREFIX_CHUNKS = 64  # whose states one matrix product sums
 
 f32, bf16 = jnp.float32, jnp.bfloat16
 
@@ -159,7 +158,7 @@ def _fitting(blocks: BlockSizes, head_dim: int, value_dim: int, order: int) -> B
             return None  # a narrower one fits even less
         if tiles.num_lefts > MAX_WIDTH:  # rows of one copy
             return None
-        own = 4 * tiles.num_lefts + 2 * tiles.right_width + 2 * value_dim  # bytes per token
+        own = 2 * tiles.num_lefts + 2 * tiles.right_width + 2 * value_dim  # bytes per token
         state_bytes = blocks.tokens * own + blocks.stages * 2 * value_dim * width
         if state_bytes + 8192 <= SHARED_MEMORY_BYTES:
             return dataclasses.replace(
@@ -177,16 +176,14 @@ class _Marks:
       run_start: [Y, T], the first token of each token's run.
       query: [Y, T], what a query's read of the state before its chunk is multiplied with.
       key: [Y, T], the same for a key's share in the state after its chunk; 0 for padding.
-      log_gate: [Y, C], log of what a whole chunk leaves of an older state, were it kept.
-      forgets: [Y, C], whether a new run begins in a chunk: it keeps nothing older.
+      gates: [Y, C], what a whole chunk leaves of an older state: nothing if a new run begins in it.
     """
 
     log_decay: jax.Array
     run_start: jax.Array
     query: jax.Array
     key: jax.Array
-    log_gate: jax.Array
-    forgets: jax.Array
+    gates: jax.Array
 
     @classmethod
     def of(cls, batch_size, num_kv_heads, length, chunk, log_decay_K, runs) -> "_Marks":
@@ -220,8 +217,7 @@ class _Marks:
             run_start=run_start,
             query=sees * decay(token - chunk_start + 1),
             key=kept * decay(np.maximum(chunk_end - 1 - token, 0)),
-            log_gate=log_decay_Y[:, None] * (chunk_end - chunk_start)[::chunk],
-            forgets=run_after_YC != run_before_YC,
+            gates=decay((chunk_end - chunk_start)[::chunk]) * (run_after_YC == run_before_YC),
         )
 
 
@@ -231,100 +227,61 @@ def _through_states(
     """The sums over all keys before each query's chunk, and the state after the last token."""
     num_query_heads, length, head_dim = query_ZTH.shape
     num_key_heads = len(key_YTH)
-    group, num_chunks = num_query_heads // num_key_heads, length // blocks.chunk
+    group = num_query_heads // num_key_heads
     order = coefficients.shape[-1] - 1
     tiles = plan(head_dim, order, blocks.features, blocks.warpgroups)
     assert tiles is not None
 
     # phi = left x right; marks ride on the left factor
-    key_left = tiles.left(key_YTH.swapaxes(1, 2)) * marks.key[:, None]
-    key_right = tiles.right(key_YTH.swapaxes(1, 2))
-    query_left = tiles.left(query_ZTH.swapaxes(1, 2))
-    query_left = query_left * jnp.repeat(marks.query, group, axis=0)[:, None]
-    query_right = tiles.right(query_ZTH.swapaxes(1, 2))
+    num_chunks = length // blocks.chunk
 
-    # 1. what each chunk adds; 2. the state before each chunk and after the last
-    spec = mosaic_gpu_state.Spec(tiles, blocks, 1)
-    added = mosaic_gpu_state.sums(spec, key_left, key_right, value_YTE)
-    added_weight = jnp.einsum(
-        "yact,yctw->ycaw",
-        key_left.astype(bf16).reshape(num_key_heads, -1, num_chunks, blocks.chunk),
-        key_right.astype(bf16).reshape(num_key_heads, num_chunks, blocks.chunk, -1),
-        preferred_element_type=f32,
-    )
-    first, first_weight = _tiled(initial_state, tiles, value_YTE.shape[-1])
-    before, last = _prefix(added, first, marks)
-    before_weight, last_weight = _prefix(added_weight, first_weight, marks)
+    def factors(x_ZTH, mark_ZT):
+        x = x_ZTH.reshape(-1, num_chunks, blocks.chunk, head_dim).swapaxes(2, 3)
+        x = jax.lax.optimization_barrier(x)  # transposed once, and by itself
+        left = tiles.left(x) * mark_ZT.reshape(-1, num_chunks, 1, blocks.chunk)
+        return left, tiles.right(x_ZTH.swapaxes(1, 2))
 
-    # 3. what queries read. Coefficients and multinomials ride on the state, once per query head
-    # if they differ among the heads that share it; slots that repeat a monomial get weight 0.
+    key_left, key_right = factors(key_YTH, marks.key)
+    query_left, query_right = factors(query_ZTH, jnp.repeat(marks.query, group, axis=0))
+
+    # Coefficients and multinomials ride on the state, once per query head if they differ among
+    # the heads that share it; slots that repeat a monomial get weight 0.
     ways, degrees = features.multinomials(head_dim, order)
     weights = coefficients[..., degrees] * jnp.asarray(ways, f32)
     weights = jnp.pad(weights, [(0, 0)] * (weights.ndim - 1) + [(0, 1)])
-    tile_weights = weights[..., tiles.slot_feature].reshape(
-        *weights.shape[:-1], 1, tiles.num_tiles, 1, tiles.tile
-    )
-    pair_weights = weights[..., tiles.pair_feature].reshape(
-        *weights.shape[:-1], 1, tiles.num_lefts, tiles.right_width
-    )
+    weights = weights.reshape(-1, weights.shape[-1])  # [1 or K * group, P + 1]
     if coefficients.ndim == 3:
-        batch_size = initial_state.numerator.shape[0]
-
-        def per_query_head(state, weights):
-            state = state.reshape(batch_size, -1, 1, *state.shape[1:])
-            return (state * weights).reshape(num_query_heads, *state.shape[3:])
-
-        before = per_query_head(before, tile_weights)
-        before_weight = per_query_head(before_weight, pair_weights)
-        group = 1
+        weights = jnp.tile(weights, (num_query_heads // len(weights), 1))
     else:
-        before, before_weight = before * tile_weights, before_weight * pair_weights
+        weights = jnp.broadcast_to(weights, (num_key_heads, weights.shape[-1]))
+    tile_weights = weights[:, tiles.slot_feature].reshape(-1, tiles.num_tiles, 1, tiles.tile)
+    pair_weights = weights[:, tiles.pair_feature]
+    pair_weights = pair_weights.reshape(num_key_heads, -1, 1, tiles.num_lefts, tiles.right_width)
 
+    first, first_weight = _tiled(initial_state, tiles, value_YTE.shape[-1])
     spec = mosaic_gpu_state.Spec(tiles, blocks, group)
-    numerator = mosaic_gpu_state.read(spec, query_left, query_right, before)
-    along_right = jnp.einsum(
-        "ygctw,ycaw->ygact",
-        query_right.astype(bf16).reshape(-1, group, num_chunks, blocks.chunk, tiles.right_width),
-        before_weight.astype(bf16),
+    numerator, last = mosaic_gpu_state.recall(
+        spec, query_left, query_right, key_left, key_right, value_YTE, first, tile_weights,
+        marks.gates,
+    )  # fmt: skip
+
+    # The normaliser has no value axis: plain matrix products.
+    added_weight = jnp.einsum(
+        "ycat,yctw->ycaw",
+        key_left.astype(bf16),
+        key_right.astype(bf16).reshape(num_key_heads, num_chunks, blocks.chunk, -1),
         preferred_element_type=f32,
     )
-    denominator = (along_right.reshape(query_left.shape) * query_left).sum(1)
-    return numerator, denominator, _untiled(last, last_weight, tiles, initial_state)
-
-
-def _prefix(added, first, marks: _Marks):
-    """S_{c+1} = gate_c S_c + added_c: all S_c [Y, C, ...], and the one after the last chunk.
-
-    A lower triangular matrix product; over more than `PREFIX_CHUNKS` chunks a scan of them, so
-    that the operations stay linear in the length.
-    """
-    num_heads, num_chunks = added.shape[:2]
-    size = min(num_chunks, PREFIX_CHUNKS)
-    padding = ((0, 0), (0, -num_chunks % size))  # a chunk that adds nothing and keeps everything
-    log_gate, forgets = (
-        jnp.pad(x, padding).reshape(num_heads, -1, size).swapaxes(0, 1)
-        for x in (marks.log_gate, marks.forgets.astype(jnp.int32))
+    before_weight, last_weight = mosaic_gpu_state.prefix(added_weight, first_weight, marks.gates)
+    along_right = jnp.einsum(
+        "ygctw,ygcaw->ygcat",
+        query_right.astype(bf16).reshape(num_key_heads, group, num_chunks, blocks.chunk, -1),
+        (before_weight[:, None] * pair_weights).astype(bf16),
+        preferred_element_type=f32,
     )
-    inner = added.shape[2:]
-    blocks = jnp.pad(added, (*padding, *[(0, 0)] * len(inner)))
-    blocks = blocks.reshape(num_heads, -1, size, *inner).swapaxes(0, 1)
-
-    def one_block(state, block):
-        added, log_gate, forgets = block
-        age = jnp.pad(jnp.cumsum(log_gate, 1), ((0, 0), (1, 0)))  # [Y, size + 1]
-        era = jnp.pad(jnp.cumsum(forgets, 1), ((0, 0), (1, 0)))
-        causal = np.tril(np.ones((size + 1, size + 1), bool))
-        same = causal & (era[:, :, None] == era[:, None, :])
-        gates = jnp.where(same, jnp.exp(jnp.minimum(age[:, :, None] - age[:, None, :], 0)), 0)
-        scale = gates[:, :, 0].reshape(num_heads, size + 1, *[1] * len(inner))
-        states = scale * state[:, None] + jnp.einsum(
-            "ycj,yj...->yc...", gates[:, :, 1:], added, precision=jax.lax.Precision.HIGHEST
-        )
-        return states[:, -1], states[:, :-1]
-
-    last, before = jax.lax.scan(one_block, first, (blocks, log_gate, forgets))
-    before = before.swapaxes(0, 1).reshape(num_heads, -1, *inner)[:, :num_chunks]
-    return before, last
+    denominator = (along_right.reshape(query_left.shape) * query_left).sum(2)
+    denominator = denominator.reshape(num_query_heads, length)
+    return numerator, denominator, _untiled(last, last_weight, tiles, initial_state)
 
 
 def _tiled(state: TaylorState, tiles: Plan, value_dim: int) -> tuple[jax.Array, jax.Array]:

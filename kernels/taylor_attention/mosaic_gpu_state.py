@@ -1,26 +1,34 @@
-"""Three kernels between tokens and the states of their chunks, closed under differentiation.
+"""What queries read from the states before their chunks, closed under differentiation.
 
-    sums    S_c = sum_{t in c} phi_t y_t^T                  gradient: read and slopes
-    read    y_t = phi_t S_c                                 gradient: sums and slopes
+    sums    U_c = sum_{t in c} phi(k_t) v_t^T               what chunk c adds to the state
+    prefix  S_{c+1} = gate_c S_c + U_c                      the state before every chunk
+    read    out_t = phi(q_t) (weights * S_c)                what the queries of chunk c read
+
+The gradients are the same kernels with their operands exchanged, the prefix backwards, and
+
     slopes  dphi_t = S_c y_t, folded into the two factors of phi = left x right
 
-Z counts batch rows and heads, C chunks, A left monomials, W columns of the right factor, F the
-features of a tile (see `mosaic_gpu_tiles`). A state is [Z, C, tiles, E, F]; one state may serve
-several consecutive heads (`group`). The factors carry decay and masks already. Products are
-bfloat16 with float32 sums.
+Z counts batch rows and query heads, Y batch rows and key heads, C chunks, A left monomials, W
+columns of the right factor, F the features of a tile (see `mosaic_gpu_tiles`). A state is
+[Y, C, tiles, E, F]; one state may serve several consecutive heads (`group`). The factors carry
+decay and masks already. Products are bfloat16 with float32 sums; the running state is float32, a
+bfloat16 copy of it is what is read.
 """
 
 import dataclasses
 import functools
+import math
 
 import jax
 import jax.numpy as jnp
 from jax import lax
+from jax.custom_derivatives import SymbolicZero
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import mosaic_gpu as plgpu
 
 from kernels.taylor_attention.mosaic_gpu_tiles import (
     COLUMNS,
+    COMPILER_PARAMS,
     ROWS,
     BlockSizes,
     Plan,
@@ -35,6 +43,9 @@ from kernels.taylor_attention.mosaic_gpu_tiles import (
 )
 
 f32, bf16 = jnp.float32, jnp.bfloat16
+import os
+SL = int(os.environ.get("SL", "64"))
+MAX_ROW = 512  # numbers of a state that one warpgroup carries: 16 bytes for each thread
 
 
 @dataclasses.dataclass(frozen=True)
@@ -43,50 +54,207 @@ class Spec:
 
     plan: Plan
     blocks: BlockSizes
-    group: int  # heads that share one state
+    group: int  # query heads of one key head
+
+    @property
+    def keys(self) -> "Spec":
+        """For keys: each head of them has a state of its own."""
+        return dataclasses.replace(self, group=1)
+
+    def queries(self, weights, gates) -> "Spec":
+        """For queries of states that all heads of a group share, or of one state per head."""
+        return self if len(weights) == len(gates) else self.keys
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
-def sums(spec: Spec, left_ZAT: jax.Array, right_ZTW: jax.Array, value_ZTE: jax.Array) -> jax.Array:
-    """sum over the tokens of each chunk, and over a group of heads: [Z/group, C, tiles, E, F]."""
-    return _sums(spec, left_ZAT, right_ZTW.astype(bf16), value_ZTE.astype(bf16))
+def recall(
+    spec: Spec,
+    query_left: jax.Array,
+    query_right: jax.Array,
+    key_left: jax.Array,
+    key_right: jax.Array,
+    value: jax.Array,
+    first: jax.Array,
+    weights: jax.Array,
+    gates: jax.Array,
+) -> tuple[jax.Array, jax.Array]:
+    """What every query reads from the keys before its chunk: [Z, T, E]; and the last state.
+
+    Args:
+      query_left, query_right: [Z, C, A, chunk] and [Z, T, W].
+      key_left, key_right, value: [Y, C, A, chunk], [Y, T, W] and [Y, T, E].
+      first: [Y, tiles, E, F], the state before the first chunk.
+      weights: [Y, tiles, 1, F], what every feature is multiplied with when it is read; or [Z, ...]
+        if the heads that share a state differ in it.
+      gates: [Y, C], a constant.
+    """
+    narrow = _narrowed(query_left, query_right, key_left, key_right, value)
+    out, last, _ = _recall(spec, *narrow, first, weights, gates)
+    return out, last
 
 
-def _sums_forward(spec, left, right, value):
-    right, value = right.astype(bf16), value.astype(bf16)
-    return _sums(spec, left, right, value), (left, right, value)
+def _narrowed(*arrays):
+    return tuple(x.astype(bf16) for x in arrays)
 
 
-def _sums_backward(spec, residuals, state):
-    left, right, value = residuals
-    state = state.astype(bf16)
-    return (*_slopes(spec, left, right, value, state), _read(spec, left, right, state))
+def _recall(spec, query_left, query_right, key_left, key_right, value, first, weights, gates):
+    """Also returns the weighted states that the queries read."""
+    added = _sums(spec.keys, key_left, key_right, value)
+    before, last = _prefix(added, first, gates, weights, bf16)
+    return _read(spec.queries(weights, gates), query_left, query_right, before), last, before
 
 
-sums.defvjp(_sums_forward, _sums_backward)
+def _recall_forward(spec, *arguments):
+    *factors, first, weights, gates = (x.value for x in arguments)
+    factors = _narrowed(*factors)
+    out, last, before = _recall(spec, *factors, first, weights, gates)
+    plain = None
+    if arguments[-2].perturbed:  # learned coefficients
+        key_left, key_right, value = factors[2:]
+        added = _sums(spec.keys, key_left, key_right, value)
+        plain, _ = _prefix(added, first, gates, None, bf16)
+    return (out, last), (*factors, weights, gates, before, plain)
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
-def read(spec: Spec, left_ZAT: jax.Array, right_ZTW: jax.Array, state: jax.Array) -> jax.Array:
-    """phi_t times the state of t's chunk, [Z/group, C, tiles, E, F]: [Z, T, E]."""
-    return _read(spec, left_ZAT, right_ZTW.astype(bf16), state.astype(bf16))
+def _recall_backward(spec, residuals, cotangents):
+    query_left, query_right, key_left, key_right, value, weights, gates, before, plain = residuals
+    out_bar, last_bar = cotangents
+    if isinstance(last_bar, SymbolicZero):
+        last_bar = jnp.zeros(last_bar.shape, f32)
+    if isinstance(out_bar, SymbolicZero):
+        out_bar = jnp.zeros(out_bar.shape, f32)
+    out_bar = out_bar.astype(bf16)
+    queries = spec.queries(weights, gates)
+    query_bars = _slopes(queries, query_left, query_right, out_bar, before)
+    before_bar = _sums(queries, query_left, query_right, out_bar)
+    weights_bar = None
+    if plain is not None:
+        shared = before_bar.reshape(*plain.shape[:1], -1, *plain.shape[1:])  # [Y, 1 or group, ...]
+        weights_bar = jnp.einsum("ycnef,ygcnef->ygnf", plain.astype(f32), shared)
+        weights_bar = weights_bar.reshape(weights.shape)
+    added_bar, first_bar = _prefix_backward(before_bar, last_bar, gates, weights, bf16)
+    key_bars = _slopes(spec.keys, key_left, key_right, value, added_bar)
+    value_bar = _read(spec.keys, key_left, key_right, added_bar)
+    return *query_bars, *key_bars, value_bar, first_bar, weights_bar, None
 
 
-def _read_forward(spec, left, right, state):
-    right, state = right.astype(bf16), state.astype(bf16)
-    return _read(spec, left, right, state), (left, right, state)
+recall.defvjp(_recall_forward, _recall_backward, symbolic_zeros=True)
 
 
-def _read_backward(spec, residuals, output):
-    left, right, state = residuals
-    output = output.astype(bf16)
-    return (*_slopes(spec, left, right, output, state), _sums(spec, left, right, output))
+@jax.custom_vjp
+def prefix(added: jax.Array, first: jax.Array, gates: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """S_0 = first, S_{c+1} = gate_c S_c + added_c: all S_c before a chunk, and the last one.
+
+    Args:
+      added: [Y, C, ...], a multiple of 128 numbers per chunk.
+      first: [Y, ...].
+      gates: [Y, C], a constant.
+    """
+    return _prefix(added, first, gates, None, f32)
 
 
-read.defvjp(_read_forward, _read_backward)
+prefix.defvjp(
+    lambda added, first, gates: (_prefix(added, first, gates, None, f32), gates),
+    lambda gates, bars: (*_prefix_backward(*bars, gates, None, f32), None),
+)
 
 
-def _sums(spec: Spec, left_ZAT, right_ZTW, value_ZTE):
+def _prefix(added, first, gates, weights, dtype):
+    """A block of threads carries some numbers of one state over all chunks.
+
+    Returns:
+      The states before the chunks in `dtype`, times the weights (if any) and once per row of
+      them; and the state after the last chunk in float32.
+    """
+    num_heads, num_chunks, *inner = added.shape
+    members = 1 if weights is None else weights.shape[0] // num_heads
+    size = math.prod(inner)
+    width = math.gcd(size, MAX_ROW)
+
+    def body(added_hbm, first_hbm, gates_hbm, *refs):
+        *weights_hbm, before_hbm, last_hbm = refs
+        head, columns = lax.axis_index("head"), pl.ds(lax.axis_index("block") * width, width)
+        state_head = lax.div(head, members)
+        weight = weights_hbm[0][head, columns] if weights_hbm else 1.0
+
+        def one_chunk(chunk, state):
+            before_hbm[head, chunk, columns] = (state * weight).astype(dtype)
+            return gates_hbm[state_head, chunk] * state + added_hbm[state_head, chunk, columns]
+
+        state = lax.fori_loop(0, num_chunks, one_chunk, first_hbm[state_head, columns])
+
+        @pl.when(lax.rem(head, members) == 0)
+        def write():
+            last_hbm[state_head, columns] = state
+
+    operands = [added.reshape(num_heads, num_chunks, size), first.reshape(num_heads, size), gates]
+    if weights is not None:
+        operands.append(jnp.broadcast_to(weights, (len(weights), *inner)).reshape(-1, size))
+    before, last = _over_states(
+        body,
+        [
+            jax.ShapeDtypeStruct((num_heads * members, num_chunks, size), dtype),
+            jax.ShapeDtypeStruct((num_heads, size), f32),
+        ],
+        {"block": size // width, "head": num_heads * members},
+        *operands,
+    )
+    return before.reshape(-1, num_chunks, *inner), last.reshape(num_heads, *inner)
+
+
+def _prefix_backward(before_bar, last_bar, gates, weights, dtype):
+    """The cotangents of `added` (in `dtype`) and `first`, given those of what `_prefix` returns."""
+    num_heads, num_chunks = gates.shape
+    inner = last_bar.shape[1:]
+    members = before_bar.shape[0] // num_heads
+    size = math.prod(inner)
+    width = math.gcd(size, MAX_ROW)
+
+    def body(before_hbm, last_hbm, gates_hbm, *refs):
+        *weights_hbm, added_hbm, first_hbm = refs
+        head, columns = lax.axis_index("head"), pl.ds(lax.axis_index("block") * width, width)
+
+        def one_chunk(step, state):
+            chunk = num_chunks - 1 - step
+            added_hbm[head, chunk, columns] = state.astype(dtype)
+            state = gates_hbm[head, chunk] * state
+            for member in range(members):
+                bar = before_hbm[head * members + member, chunk, columns]
+                if weights_hbm:
+                    bar = bar * weights_hbm[0][head * members + member, columns]
+                state = state + bar
+            return state
+
+        state = lax.fori_loop(0, num_chunks, one_chunk, last_hbm[head, columns])
+        first_hbm[head, columns] = state
+
+    operands = [before_bar.reshape(-1, num_chunks, size), last_bar.reshape(num_heads, size), gates]
+    if weights is not None:
+        operands.append(jnp.broadcast_to(weights, (len(weights), *inner)).reshape(-1, size))
+    added_bar, first_bar = _over_states(
+        body,
+        [
+            jax.ShapeDtypeStruct((num_heads, num_chunks, size), dtype),
+            jax.ShapeDtypeStruct((num_heads, size), f32),
+        ],
+        {"block": size // width, "head": num_heads},
+        *operands,
+    )
+    return added_bar.reshape(num_heads, num_chunks, *inner), first_bar.reshape(num_heads, *inner)
+
+
+def _over_states(body, out_type, grid, *operands):
+    """One warpgroup per point of the grid; no tensor cores, no shared memory."""
+    return plgpu.kernel(
+        body,
+        out_type=out_type,
+        grid=tuple(grid.values()),
+        grid_names=tuple(grid),
+        compiler_params=COMPILER_PARAMS,
+    )(*operands)
+
+
+def _sums(spec: Spec, left_ZCAt, right_ZTW, value_ZTE):
     """A block of threads sums one tile per warpgroup for 64 columns of the value over one chunk.
 
     S^T [E, F] = (value^T * left_a) [E, tokens] x right [tokens, W]: the scaled value is built in
@@ -104,7 +272,8 @@ def _sums(spec: Spec, left_ZAT, right_ZTW, value_ZTE):
 
         def copies(step, slot):
             z = head * group + lax.div(step, per_chunk)
-            tokens = pl.ds(chunk * blocks.chunk + lax.rem(step, per_chunk) * ROWS, ROWS)
+            first = lax.rem(step, per_chunk) * ROWS
+            tokens = pl.ds(chunk * blocks.chunk + first, ROWS)
             yield right_hbm.at[z, tokens], right.at[slot]
             yield value_hbm.at[z, rows, tokens], value.at[slot]
             for w in range(blocks.warpgroups):
@@ -113,7 +282,7 @@ def _sums(spec: Spec, left_ZAT, right_ZTW, value_ZTE):
                     for run in plan.runs
                 )
                 lefts = pl.ds(first_left, plan.lefts_per_tile)
-                yield left_hbm.at[z, lefts, tokens], left.at[slot, w]
+                yield left_hbm.at[z, chunk, lefts, pl.ds(first, ROWS)], left.at[slot, w]
 
         def compute(warpgroup):
             tile = first_tile + warpgroup
@@ -124,11 +293,12 @@ def _sums(spec: Spec, left_ZAT, right_ZTW, value_ZTE):
             def scope(*accumulators):
                 def add(step, slot, _):
                     del step
-                    scaled = value[slot].astype(f32)
+                    block = value[slot]
                     for piece, accumulator in zip(run.pieces, accumulators, strict=True):
                         factor = across(left[slot, warpgroup, piece.left], ROWS)
                         columns = right.at[slot, :, pl.ds(piece.right, piece.width)]
-                        plgpu.wgmma(accumulator, (scaled * factor).astype(bf16), columns)
+                        plgpu.wgmma(accumulator, block * factor, columns)
+                        plgpu.wgmma_wait(1)  # registers for no more than two left operands
                     return ()
 
                 take(0, num_steps, blocks.stages, full, free, add, ())
@@ -160,7 +330,7 @@ def _sums(spec: Spec, left_ZAT, right_ZTW, value_ZTE):
             (num_heads // group, num_chunks, plan.num_tiles, value_dim, plan.tile), f32
         ),
         {
-            "left": smem(stages, blocks.warpgroups, plan.lefts_per_tile, ROWS, dtype=f32),
+            "left": plgpu.SMEM((stages, blocks.warpgroups, plan.lefts_per_tile, ROWS), bf16),
             "right": smem(stages, ROWS, plan.right_width, columns=COLUMNS),
             "value": smem(stages, ROWS, ROWS),
             "full": plgpu.Barrier(num_barriers=stages, num_arrivals=2 + blocks.warpgroups),
@@ -173,7 +343,7 @@ def _sums(spec: Spec, left_ZAT, right_ZTW, value_ZTE):
             "width": value_dim // ROWS,
         },
         blocks,
-        left_ZAT,
+        left_ZCAt,
         right_ZTW,
         value_ZTE.swapaxes(1, 2),
     )
@@ -197,7 +367,7 @@ def _num_used_tiles(plan: Plan) -> int:
     return sum(run.count for run in plan.runs if run.pieces)
 
 
-def _read(spec: Spec, left_ZAT, right_ZTW, state):
+def _read(spec: Spec, left_ZCAt, right_ZTW, state):
     """A warpgroup reads all tiles of one state for its 64 tokens; phi is built in registers."""
     plan, blocks, group = spec.plan, spec.blocks, spec.group
     num_heads, length, _ = right_ZTW.shape
@@ -205,12 +375,15 @@ def _read(spec: Spec, left_ZAT, right_ZTW, state):
 
     def body(left_hbm, right_hbm, state_hbm, out_hbm, *, left, right, tiles, own, full, free):
         head, first_token = lax.axis_index("head"), lax.axis_index("block") * blocks.tokens
-        state_of_chunk = state_hbm.at[lax.div(head, group), lax.div(first_token, blocks.chunk)]
+        chunk = lax.div(first_token, blocks.chunk)
+        state_of_chunk = state_hbm.at[lax.div(head, group), chunk]
 
         def compute(warpgroup):
             tokens = pl.ds(first_token + warpgroup * ROWS, ROWS)
+            in_chunk = pl.ds(lax.rem(first_token, blocks.chunk) + warpgroup * ROWS, ROWS)
             barrier = own.at[warpgroup]
-            plgpu.copy_gmem_to_smem(left_hbm.at[head, :, tokens], left.at[warpgroup], barrier)
+            lefts = left_hbm.at[head, chunk, :, in_chunk]
+            plgpu.copy_gmem_to_smem(lefts, left.at[warpgroup], barrier)
             plgpu.copy_gmem_to_smem(right_hbm.at[head, tokens], right.at[warpgroup], barrier)
             plgpu.barrier_wait(barrier)
             block = right[warpgroup]
@@ -219,9 +392,9 @@ def _read(spec: Spec, left_ZAT, right_ZTW, state):
                 def one_tile(run, tile, slot, _):
                     for piece in run.pieces:
                         factor = down(left[warpgroup, run.left_of(tile) + piece.left], piece.width)
-                        phi = block[:, piece.right : piece.right + piece.width].astype(f32) * factor
+                        phi = block[:, piece.right : piece.right + piece.width] * factor
                         columns = tiles.at[slot, :, pl.ds(piece.slot, piece.width)]
-                        plgpu.wgmma(accumulator, phi.astype(bf16), columns.transpose((1, 0)))
+                        plgpu.wgmma(accumulator, phi, columns.transpose((1, 0)))
                     return ()
 
                 _tiles(plan, blocks, full, free, one_tile, ())
@@ -248,7 +421,7 @@ def _read(spec: Spec, left_ZAT, right_ZTW, state):
         },
         {"block": length // blocks.tokens, "head": num_heads},
         blocks,
-        left_ZAT,
+        left_ZCAt,
         right_ZTW,
         state,
     )
@@ -257,14 +430,14 @@ def _read(spec: Spec, left_ZAT, right_ZTW, state):
 def _resident(plan: Plan, blocks: BlockSizes) -> dict:
     """Shared memory for the factors of a block's own tokens, and the barriers of the tiles."""
     return {
-        "left": smem(blocks.warpgroups, plan.num_lefts, ROWS, dtype=f32),
+        "left": plgpu.SMEM((blocks.warpgroups, plan.num_lefts, ROWS), bf16),
         "right": smem(blocks.warpgroups, ROWS, plan.right_width, columns=COLUMNS),
         "full": plgpu.Barrier(num_barriers=blocks.stages),
         "free": plgpu.Barrier(num_barriers=blocks.stages, num_arrivals=blocks.warpgroups),
     }
 
 
-def _slopes(spec: Spec, left_ZAT, right_ZTW, value_ZTE, state):
+def _slopes(spec: Spec, left_ZCAt, right_ZTW, value_ZTE, state):
     """The gradients of left and right, given dphi_t = S_c y_t, which never leaves registers.
 
     dright_j = sum_a left_a dphi_(a,j),   dleft_a = sum_j right_j dphi_(a,j)
@@ -278,35 +451,65 @@ def _slopes(spec: Spec, left_ZAT, right_ZTW, value_ZTE, state):
         *, left, right, value, tiles, own, full, free,
     ):  # fmt: skip
         head, first_token = lax.axis_index("head"), lax.axis_index("block") * blocks.tokens
-        state_of_chunk = state_hbm.at[lax.div(head, group), lax.div(first_token, blocks.chunk)]
+        chunk = lax.div(first_token, blocks.chunk)
+        state_of_chunk = state_hbm.at[lax.div(head, group), chunk]
 
         def compute(warpgroup):
             tokens = pl.ds(first_token + warpgroup * ROWS, ROWS)
+            in_chunk = pl.ds(lax.rem(first_token, blocks.chunk) + warpgroup * ROWS, ROWS)
             barrier = own.at[warpgroup]
-            plgpu.copy_gmem_to_smem(left_hbm.at[head, :, tokens], left.at[warpgroup], barrier)
+            lefts = left_hbm.at[head, chunk, :, in_chunk]
+            plgpu.copy_gmem_to_smem(lefts, left.at[warpgroup], barrier)
             plgpu.copy_gmem_to_smem(right_hbm.at[head, tokens], right.at[warpgroup], barrier)
             plgpu.copy_gmem_to_smem(value_hbm.at[head, tokens], value.at[warpgroup], barrier)
             plgpu.barrier_wait(barrier)
-            block = right[warpgroup]
             zeros = jnp.zeros((ROWS, COLUMNS), f32)
 
             def one_tile(run, tile, slot, dright):
-                dright = list(dright)  # one array per 16 columns
-                for piece in run.pieces:
+                parts = [
+                    (piece, start, min(SL, piece.width - start))
+                    for piece in run.pieces
+                    for start in range(0, piece.width, SL)
+                ]
+
+                def begin(part, dphi):
+                    piece, start, width = part
+                    columns = tiles.at[slot, :, pl.ds(piece.slot + start, width)]
+                    plgpu.wgmma(dphi, value.at[warpgroup], columns)
+
+                def fold(n, dphi, dright, products):
+                    """Part n is on its way to dphi; the next one begins before n is folded."""
+                    if n + 1 == len(parts):
+                        return add(n, plgpu.wgmma_accumulator_load(dphi), dright, products)[0]
+
+                    def scope(following):
+                        begin(parts[n + 1], following)
+                        arrived = plgpu.wgmma_accumulator_load(dphi, wait_n=1)
+                        return fold(n + 1, following, *add(n, arrived, dright, products))
+
+                    return pl.run_scoped(scope, plgpu.ACC((ROWS, parts[n + 1][2]), f32))
+
+                def add(n, dphi, dright, products):
+                    dright = list(dright)  # one array per 16 columns
+                    piece, start, width = parts[n]
                     a = run.left_of(tile) + piece.left
-                    factor = down(left[warpgroup, a], COLUMNS)
-                    products = zeros
-                    for start in range(0, piece.width, ROWS):  # at most 64 columns in registers
-                        width = min(ROWS, piece.width - start)
-                        columns = tiles.at[slot, :, pl.ds(piece.slot + start, width)]
-                        dphi = product(value.at[warpgroup], columns)
-                        for offset in range(0, width, COLUMNS):
-                            part = dphi[:, offset : offset + COLUMNS]
-                            j = piece.right + start + offset
-                            dright[j // COLUMNS] += factor * part
-                            products += block[:, j : j + COLUMNS].astype(f32) * part
-                    dleft_hbm[head, a, tokens] = products.sum(1)
-                return tuple(dright)
+                    factor = down(left[warpgroup, a].astype(f32), COLUMNS)
+                    for offset in range(0, width, COLUMNS):
+                        part = dphi[:, offset : offset + COLUMNS]
+                        j = piece.right + start + offset
+                        dright[j // COLUMNS] += factor * part
+                        block = right[warpgroup, :, pl.ds(j, COLUMNS)]
+                        products += block.astype(f32) * part
+                    if start + width == piece.width:
+                        dleft_hbm[head, chunk, a, in_chunk] = products.sum(1)
+                        products = zeros
+                    return tuple(dright), products
+
+                def first(dphi):
+                    begin(parts[0], dphi)
+                    return fold(0, dphi, dright, zeros)
+
+                return pl.run_scoped(first, plgpu.ACC((ROWS, parts[0][2]), f32))
 
             dright = _tiles(plan, blocks, full, free, one_tile, (zeros,) * num_columns)
             for n, part in enumerate(dright):
@@ -324,7 +527,7 @@ def _slopes(spec: Spec, left_ZAT, right_ZTW, value_ZTE, state):
     dleft, dright = launch(
         body,
         [
-            jax.ShapeDtypeStruct(left_ZAT.shape, f32),
+            jax.ShapeDtypeStruct(left_ZCAt.shape, f32),
             jax.ShapeDtypeStruct(right_ZTW.shape, f32),
         ],
         _resident(plan, blocks)
@@ -335,7 +538,7 @@ def _slopes(spec: Spec, left_ZAT, right_ZTW, value_ZTE, state):
         },
         {"block": length // blocks.tokens, "head": num_heads},
         blocks,
-        left_ZAT,
+        left_ZCAt,
         right_ZTW,
         value_ZTE,
         state,

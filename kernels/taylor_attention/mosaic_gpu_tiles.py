@@ -133,7 +133,7 @@ class Plan:
 
     def left(self, x: jax.Array) -> jax.Array:
         """[..., H, T] -> [..., num_lefts, T]."""
-        left = features.monomials(x, self.order - self.right_degree)[..., self.left_order, :]
+        left = _permuted(features.monomials(x, self.order - self.right_degree), self)
         padding = [(0, 0)] * (left.ndim - 2) + [(0, self.num_lefts - left.shape[-2]), (0, 0)]
         return jnp.pad(left, padding)
 
@@ -142,6 +142,18 @@ class Plan:
         right = jnp.swapaxes(features.monomials(x, self.right_degree), -1, -2)
         padding = [(0, 0)] * (right.ndim - 1) + [(self.right_width - right.shape[-1], 0)]
         return jnp.pad(right, padding)
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(1,))
+def _permuted(x: jax.Array, plan: Plan) -> jax.Array:
+    """Rows in the order of the plan; the gradient is a gather too, where JAX would scatter."""
+    return x[..., plan.left_order, :]
+
+
+_permuted.defvjp(
+    lambda x, plan: (_permuted(x, plan), None),
+    lambda plan, _, cotangent: (cotangent[..., np.argsort(plan.left_order), :],),
+)
 
 
 @functools.cache
@@ -224,7 +236,7 @@ def _plan(head_dim: int, order: int, right_degree: int, tile: int, warpgroups: i
             runs.append(Run(number, 1, first_left, stride, tuple(pieces)))
     lefts_per_tile = max(len(run.pieces) for run in runs)
     num_lefts = max(run.left_of(run.first_tile + run.count - 1) for run in runs) + lefts_per_tile
-    num_lefts = max(num_lefts, len(lefts))
+    num_lefts = -(-max(num_lefts, len(lefts)) // 8) * 8  # num_lefts * W: whole rows of threads
     pairs, slots = (
         np.asarray([table.get(n, empty) for n in range(size)])
         for table, size in (
@@ -253,17 +265,15 @@ def _plan(head_dim: int, order: int, right_degree: int, tile: int, warpgroups: i
 # ------------------------------------------------------------------------- what the kernels share
 
 
-def smem(*shape: int, dtype: typing.Any = jnp.bfloat16, columns: int | None = None):
-    """Shared memory for a matrix of the tensor cores (bfloat16), or plain.
+def smem(*shape: int, columns: int | None = None):
+    """Shared memory for a bfloat16 matrix of the tensor cores; `plgpu.SMEM` is plain memory.
 
     The tensor cores read tiles of 8 rows and up to 64 columns whose 16-byte words are permuted
     against bank conflicts (a swizzle of 128 bytes). `columns` says where slices may begin.
     """
-    if dtype != jnp.bfloat16:
-        return plgpu.SMEM(shape, dtype)
     columns = columns or math.gcd(shape[-1], 64)
     transforms = (plgpu.TilingTransform((8, columns)), plgpu.SwizzleTransform(2 * columns))
-    return plgpu.SMEM(shape, dtype, transforms=transforms)
+    return plgpu.SMEM(shape, jnp.bfloat16, transforms=transforms)
 
 
 def down(vector: jax.Array, width: int) -> jax.Array:
@@ -329,6 +339,12 @@ def product(a, b) -> jax.Array:
     return pl.run_scoped(scope, plgpu.ACC((ROWS, b.shape[1]), jnp.float32))
 
 
+# Nothing that a thread stores is read again in the same kernel, so no barrier need guard a store.
+COMPILER_PARAMS = plgpu.CompilerParams(
+    lowering_semantics=plgpu.LoweringSemantics.Warpgroup, unsafe_no_auto_barriers=True
+)
+
+
 def launch(body, out_type, scratch, grid: dict[str, int], blocks: BlockSizes, *operands):
     """Runs body(*operands, *outputs, **scratch) on every point of the grid."""
     return plgpu.kernel(
@@ -339,7 +355,7 @@ def launch(body, out_type, scratch, grid: dict[str, int], blocks: BlockSizes, *o
         grid_names=tuple(grid),
         num_threads=blocks.warpgroups + 1,
         thread_name="warpgroup",
-        compiler_params=plgpu.CompilerParams(lowering_semantics=plgpu.LoweringSemantics.Warpgroup),
+        compiler_params=COMPILER_PARAMS,
     )(*operands)
 
 
