@@ -2,11 +2,15 @@
 
     python -m benchmarks.gpu_suite --out runs/gpu_suite        # NVIDIA Hopper
     python -m benchmarks.gpu_suite --out /tmp/suite --smoke    # tiny shapes, anywhere
+    python -m benchmarks.gpu_suite --out DIR --sections goals decoding
 
 Sections: parity with the reference in float32, block sizes, the kernels one by one, the goal shapes
-beside softmax attention (cuDNN), one decoding step. Each measurement is guarded: what fails is a
-row with its error, and the rest goes on; nothing new begins after `--minutes`. Writes report.json
-and report.md. Needs jax and numpy alone.
+beside softmax attention (cuDNN), one decoding step. Writes report.json and report.md. Needs jax
+and numpy alone.
+
+Every row is a process of its own. They compile side by side, which takes most of the time; then
+they are measured one after another, alone. What fails is a row with its error, and the rest goes
+on; what has not compiled after two thirds of `--minutes` is left out.
 
 Times are medians over rounds of calls enqueued together, forward and backward compiled as one
 program; useful TFLOP/s count P exact features and causal halves (`operations`), not what is padded.
@@ -18,11 +22,15 @@ import dataclasses
 import functools
 import itertools
 import json
+import multiprocessing
+import os
 import pathlib
 import statistics
 import subprocess
 import time
 import traceback
+from collections.abc import Callable
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -43,6 +51,7 @@ IMPLEMENTATIONS = {
     "xla": xla.taylor_attention,
     "mosaic_gpu": mosaic_gpu.taylor_attention,
 }
+Measurement = Callable[[], dict[str, Any]]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -77,12 +86,16 @@ class Shape:
 
     def inputs(self, dtype=jnp.bfloat16, key_dim: int | None = None):
         """Query and key on the sphere of radius sqrt(2), so that scores stay within +-2."""
-        rng = np.random.default_rng(0)
         heads = (self.batch_size, self.length, self.num_heads)
-        query, key = (rng.normal(size=(*heads, key_dim or self.head_dim)) for _ in range(2))
-        query, key = (x * np.sqrt(2 / (x**2).sum(-1, keepdims=True)) for x in (query, key))
-        value = rng.normal(size=(*heads, self.value_dim))
-        return tuple(jnp.asarray(x, dtype) for x in (query, key, value))
+        query_key, key_key, value_key = jax.random.split(jax.random.key(0), 3)
+
+        def on_sphere(rng_key):
+            x = jax.random.normal(rng_key, (*heads, key_dim or self.head_dim))
+            return x * jnp.sqrt(2 / jnp.square(x).sum(-1, keepdims=True))
+
+        value = jax.random.normal(value_key, (*heads, self.value_dim))
+        inputs = on_sphere(query_key), on_sphere(key_key), value
+        return tuple(x.astype(dtype) for x in inputs)
 
 
 GOALS = (
@@ -95,99 +108,76 @@ GOALS = (
     Shape(2, 16, 128, 16, 65_536),
 )
 PARITY = tuple(
-    Shape(order, width, value_dim, 2, length)
+    Shape(order, width, value_dim, 2, 2500)
     for order, width, value_dim in (
         (0, 8, 64), (1, 64, 64), (2, 64, 64), (2, 16, 128), (3, 16, 64), (4, 8, 128), (6, 4, 64),
         (8, 4, 128), (2, 128, 128),
     )
-    for length in (1000, 2500)
 )  # fmt: skip
-SMOKE_GOALS = (Shape(2, 8, 8, 2, 512, goal_milliseconds=1e6), Shape(4, 4, 8, 2, 256))
-SMOKE_PARITY = (Shape(2, 8, 8, 2, 200), Shape(4, 4, 8, 1, 100))
-BLOCKS = tuple(
-    mosaic_gpu.BlockSizes(**changed)
-    for changed in (
-        {},
-        {"chunk": 512},
-        {"chunk": 2048},
-        {"features": 128},
-        {"stages": 3},
-        {"features": 128, "stages": 4},
-        {"keys": 64},
-        {"backward_keys": 128},
-        {"warpgroups": 3, "chunk": 1152, "keys": 64},
-        {"warpgroups": 1, "keys": 64},
-    )
+SMOKE_GOALS = (Shape(2, 8, 8, 2, 2048, goal_milliseconds=1e6),)
+SMOKE_PARITY = (Shape(4, 4, 8, 1, 100),)
+BLOCKS: tuple[dict[str, int], ...] = (
+    {},
+    {"chunk": 512},
+    {"chunk": 2048},
+    {"stages": 3},
+    {"columns": 128},
+    {"warpgroups": 3, "chunk": 1152, "keys": 64},
 )
 
 
-class Suite:
-    """The rows of the report, and the clock."""
+@dataclasses.dataclass(frozen=True)
+class Case:
+    """One row: `prepare(*arguments)` compiles, and returns the measurement, a function of nothing
+    that returns the other fields.
+    """
 
-    def __init__(self, arguments):
-        self.smoke = arguments.smoke
-        self.deadline = time.monotonic() + 60 * arguments.minutes
-        self.out = arguments.out
-        self.rows: list[dict] = []
-        self.blocks = mosaic_gpu.BlockSizes()  # the best found so far
-        self.out.mkdir(parents=True, exist_ok=True)
+    section: str
+    what: str
+    prepare: Callable[..., Measurement]
+    arguments: tuple
+    facts: dict[str, Any] = dataclasses.field(default_factory=dict)
 
-    def measure(self, section: str, what: str, function, **facts) -> dict:
-        """One guarded row; `function` returns more of its fields."""
-        row = {"section": section, "what": what, **facts}
-        if time.monotonic() > self.deadline:
-            row["error"] = "not begun: out of time"
-        else:
-            try:
-                row |= function()
-            except Exception as error:  # noqa: BLE001 (one failure must not end the rest)
-                row["error"] = f"{type(error).__name__}: {str(error)[:400]}"
-                row["traceback"] = traceback.format_exc()[-2000:]
-        self.rows.append(row)
-        print(json.dumps({k: v for k, v in row.items() if k != "traceback"}), flush=True)
-        self.save()  # a killed run leaves what it has
-        return row
 
-    def save(self):
-        """Writes both reports."""
-        report = {"schema_version": 1, "environment": environment(), "rows": self.rows}
-        (self.out / "report.json").write_text(json.dumps(report, indent=1))
-        lines = [f"`{json.dumps(environment())}`"]
-        for section in dict.fromkeys(row["section"] for row in self.rows):
-            rows = [row for row in self.rows if row["section"] == section]
-            fields = dict.fromkeys(f for row in rows for f in row)
-            fields = [f for f in fields if f not in ("section", "traceback")]
-            lines += ["", f"## {section}", "", f"| {' | '.join(fields)} |"]
-            lines += ["|" + " --- |" * len(fields)]
-            for row in rows:
-                cells = [_cell(row.get(f)) for f in fields]
-                lines.append(f"| {' | '.join(cells)} |")
-        (self.out / "report.md").write_text("\n".join(lines) + "\n")
+class Program:
+    """A compiled function; its arguments are made when it first runs.
 
-    def time(self, function, *arguments, operations: float | None = None) -> dict:
-        """Median milliseconds of a call of the compiled function."""
+    Args:
+      make_arguments: a function of nothing, which is only traced here.
+    """
+
+    def __init__(self, function, make_arguments):
         start = time.monotonic()
-        compiled = jax.jit(function).lower(*arguments).compile()
-        compile_seconds = time.monotonic() - start
-        jax.block_until_ready(compiled(*arguments))
+        self.make_arguments = make_arguments
+        shapes = jax.eval_shape(make_arguments)
+        self.compiled = jax.jit(function).lower(*shapes).compile()
+        self.compile_seconds = time.monotonic() - start
+
+    def __call__(self):
+        return self.compiled(*self.make_arguments())
+
+    def time(self, *, rounds: int = 7, operations: float | None = None) -> dict[str, Any]:
+        """Median milliseconds of a call."""
+        arguments = jax.block_until_ready(self.make_arguments())
+        jax.block_until_ready(self.compiled(*arguments))
         start = time.perf_counter()
-        jax.block_until_ready(compiled(*arguments))
+        jax.block_until_ready(self.compiled(*arguments))
         once = time.perf_counter() - start
         calls = max(1, min(50, int(0.1 / once)))  # enqueued together: hides the launch
         seconds = []
-        for _ in range(2 if self.smoke else 7):
+        for _ in range(rounds):
             start = time.perf_counter()
             for _ in range(calls):
-                out = compiled(*arguments)
+                out = self.compiled(*arguments)
             jax.block_until_ready(out)
             seconds.append((time.perf_counter() - start) / calls)
         median = statistics.median(seconds)
         row = {
             "milliseconds": round(1e3 * median, 4),
             "spread": round((max(seconds) - min(seconds)) / median, 3),
-            "compile_seconds": round(compile_seconds, 1),
+            "compile_seconds": round(self.compile_seconds, 1),
         }
-        memory = compiled.memory_analysis()
+        memory = self.compiled.memory_analysis()
         if memory is not None:
             row["temporary_mebibytes"] = round(memory.temp_size_in_bytes / 2**20, 1)
         if operations:
@@ -236,209 +226,293 @@ def with_gradients(function, query, key, value):
     return out, *vjp(value)
 
 
-def parity(suite: Suite):
-    """Largest error of output and gradients over the largest entry, against float32 O(T^2)."""
-    for shape in SMOKE_PARITY if suite.smoke else PARITY:
-        want = functools.cache(functools.partial(_gradients, "reference", shape, wide=True))
-        for implementation in IMPLEMENTATIONS:  # the reference shows what rounding alone costs
-            compare = functools.partial(_errors, implementation, shape, want)
-            suite.measure("parity", str(shape), compare, implementation=implementation)
+def parity(shape: Shape, implementation: str) -> Measurement:
+    """Largest and root mean square error of output and gradients, relative to those of the float32
+    form in O(T^2). For the Hopper kernels also with a single chunk: the quadratic form in bfloat16.
+    """
+    programs = {"": _gradients(shape, implementation)}
+    if implementation == "mosaic_gpu":
+        one_chunk = mosaic_gpu.BlockSizes(chunk=-(-shape.length // 128) * 128)
+        programs["one_chunk_"] = _gradients(shape, implementation, blocks=one_chunk)
+    wide = _gradients(shape, "reference", wide=True)
+
+    def measure():
+        want = [np.asarray(x, np.float32) for x in wide()]
+        row: dict[str, Any] = {}
+        for prefix, program in programs.items():
+            got = [np.asarray(x.astype(jnp.float32)) for x in program()]
+            largest, mean = {}, []
+            for name, g, w in zip(("out", "dq", "dk", "dv"), got, want, strict=True):
+                largest[name] = float(f"{np.abs(g - w).max() / np.abs(w).max():.2e}")
+                mean.append(float(np.sqrt(np.square(g - w).mean() / np.square(w).mean())))
+            row |= {prefix + name: error for name, error in largest.items() if not prefix}
+            row[prefix + "rms"] = float(f"{max(mean):.2e}")
+            row["passes"] = max(largest.values()) <= 2e-2  # NaN does not pass
+        if "one_chunk_rms" in row:
+            row["over_quadratic"] = round(row["rms"] / row["one_chunk_rms"], 2)
+        return row
+
+    return measure
 
 
-def _gradients(implementation: str, shape: Shape, wide: bool) -> list[np.ndarray]:
-    function = functools.partial(attend, implementation, shape, wide=wide)
-    arguments = shape.inputs()
-    if wide:
-        arguments = tuple(x.astype(jnp.float32) for x in arguments)
-    out = jax.jit(functools.partial(with_gradients, function))(*arguments)
-    return [np.asarray(x.astype(jnp.float32)) for x in out]
+def _gradients(shape: Shape, implementation: str, *, wide: bool = False, blocks=None) -> Program:
+    function = functools.partial(attend, implementation, shape, wide=wide, blocks=blocks)
+    inputs = functools.partial(shape.inputs, jnp.bfloat16)
+    if wide:  # the same numbers
+        inputs = lambda: tuple(x.astype(jnp.float32) for x in shape.inputs())  # noqa: E731
+    return Program(functools.partial(with_gradients, function), inputs)
 
 
-def _errors(implementation: str, shape: Shape, want) -> dict:
-    got = _gradients(implementation, shape, wide=False)
-    errors = {
-        name: float(f"{np.abs(g - w).max() / np.abs(w).max():.2e}")
-        for name, g, w in zip(("out", "dq", "dk", "dv"), got, want(), strict=True)
-    }
-    return errors | {"passes": max(errors.values()) <= 2e-2}  # NaN does not pass
-
-
-def tuning(suite: Suite):
-    """Forward and backward of the first goal for several block sizes; the best are kept."""
-    shape = (SMOKE_GOALS if suite.smoke else GOALS)[0]
-    best = None
-    for blocks in BLOCKS[:2] if suite.smoke else BLOCKS:
-        function = functools.partial(attend, "mosaic_gpu", shape, blocks=blocks)
-        row = suite.measure(
-            "block sizes",
-            str(shape),
-            lambda function=function: suite.time(
-                functools.partial(with_gradients, function),
-                *shape.inputs(),
-                operations=shape.operations(backward=True),
-            ),
-            **dataclasses.asdict(blocks),
+def goal(shape: Shape, side: str, backward: bool, blocks: dict[str, int], smoke: bool):
+    """One goal shape by one implementation, or by softmax with keys as wide as values."""
+    if side == "softmax":
+        implementation = "xla" if smoke else "cudnn"
+        function: Callable = functools.partial(
+            jax.nn.dot_product_attention, is_causal=True, implementation=implementation
         )
-        milliseconds = row.get("milliseconds")
-        if milliseconds and (best is None or milliseconds < best):
-            best, suite.blocks = milliseconds, blocks
-
-
-def kernels(suite: Suite):
-    """Each kernel alone on the first goal: where the time goes."""
-    shape = (SMOKE_GOALS if suite.smoke else GOALS)[0]
-    blocks = suite.blocks
-    if shape.length % blocks.chunk:
-        blocks = mosaic_gpu.BlockSizes(chunk=256)
-    plan = mosaic_gpu_tiles.plan(shape.head_dim, shape.order, blocks.features, blocks.warpgroups)
-    heads, length = shape.batch_size * shape.num_heads, shape.length
-    query, key, value = (
-        x.transpose(0, 2, 1, 3).reshape(heads, length, -1).astype(jnp.float32)
-        for x in shape.inputs()
-    )
-    width = -(-shape.value_dim // 64) * 64
-    query, key = (jnp.pad(x, ((0, 0), (0, 0), (0, -x.shape[-1] % 16))) for x in (query, key))
-    value = jnp.pad(value, ((0, 0), (0, 0), (0, width - value.shape[-1])))
-    transposed = key[..., : shape.head_dim].swapaxes(1, 2)
-    chunked = transposed.reshape(heads, shape.head_dim, -1, blocks.chunk).swapaxes(1, 2)
-    left, right = plan.left(chunked).astype(jnp.bfloat16), plan.right(transposed)
-    state = jnp.ones(
-        (heads, length // blocks.chunk, plan.num_tiles, width, plan.tile), jnp.bfloat16
-    )
-    spec = mosaic_gpu_state.Spec(plan, blocks, 1)
-    narrow = [x.astype(jnp.bfloat16) for x in (query, key, value)]
-    scalars = jnp.ones((heads, shape.order + 2), jnp.float32)
-    start = jnp.zeros((heads, length), jnp.int32)
-    chunk_spec = mosaic_gpu_chunk.Spec(blocks, shape.order, 1, False, False)
-    features = taylor.num_features(shape.head_dim, shape.order)
-    through_state = 2 * features * shape.value_dim * length * heads
-    in_chunk = 2 * length * heads * (blocks.chunk / 2)
-    right, wide_value = right.astype(jnp.bfloat16), narrow[2]
-    gradients = (scalars, start, wide_value, jnp.ones((heads, length), jnp.float32))
-    h, e = shape.head_dim, shape.value_dim
-    cases = {
-        "state sums": (mosaic_gpu_state._sums, (left, right, wide_value), through_state),
-        "state read": (mosaic_gpu_state._read, (left, right, state), through_state),
-        "state slopes": (mosaic_gpu_state._slopes, (left, right, wide_value, state), through_state),
-        "chunk sums": (mosaic_gpu_chunk._sums, (*narrow, scalars, start), in_chunk * (h + e)),
-        "chunk dq": (
-            lambda *a: mosaic_gpu_chunk._query_gradient(*a, False)[0],
-            (*narrow, *gradients),
-            in_chunk * (2 * h + e),
-        ),
-        "chunk dk, dv": (
-            mosaic_gpu_chunk._key_value_gradient,
-            (*narrow, *gradients),
-            in_chunk * (2 * h + 2 * e),
-        ),
-    }
-    for name, (kernel, arguments, operations) in cases.items():
-        specialised = functools.partial(kernel, chunk_spec if "chunk" in name else spec)
-        suite.measure(
-            "kernels",
-            f"{name}, {shape}",
-            lambda f=specialised, a=arguments, o=operations: suite.time(f, *a, operations=o),
-        )
-    added = state.astype(jnp.float32)
-    gates = jnp.ones(added.shape[:2], jnp.float32)
-    weights = jnp.ones((heads, plan.num_tiles, 1, plan.tile), jnp.float32)
-    for name, kernel in (
-        ("prefix", mosaic_gpu_state._prefix),
-        ("prefix backward", mosaic_gpu_state._prefix_backward),
-    ):
-        run = functools.partial(kernel, dtype=jnp.bfloat16)
-        suite.measure(
-            "kernels",
-            f"{name}, {shape}",
-            lambda f=run: suite.time(f, added, added[:, 0], gates, weights),
-        )
-
-
-def goals(suite: Suite):
-    """The shapes of the goals, beside softmax attention with keys as wide as values."""
-    for shape in SMOKE_GOALS if suite.smoke else GOALS:
-        query, key, value = shape.inputs()
-        wide_query, wide_key, _ = shape.inputs(key_dim=shape.value_dim)
-        softmax = functools.partial(
-            jax.nn.dot_product_attention,
-            is_causal=True,
-            implementation="xla" if suite.smoke else "cudnn",
-        )
-        cases = {
-            f"softmax ({'xla' if suite.smoke else 'cudnn'})": (
-                softmax, (wide_query, wide_key, value), shape.softmax_operations
-            ),
-            "xla": (functools.partial(attend, "xla", shape), (query, key, value), shape.operations),
-            "mosaic_gpu": (
-                functools.partial(attend, "mosaic_gpu", shape, blocks=suite.blocks),
-                (query, key, value),
-                shape.operations,
-            ),
-        }  # fmt: skip
-        for (name, case), backward in itertools.product(cases.items(), (False, True)):
-            suite.measure(
-                "goals",
-                str(shape),
-                functools.partial(_time_goal, suite, shape, *case, backward),
-                implementation=name,
-                direction="forward + backward" if backward else "forward",
-            )
-
-
-def _time_goal(suite: Suite, shape: Shape, function, arguments, operations, backward) -> dict:
+        inputs = functools.partial(shape.inputs, key_dim=shape.value_dim)
+        operations = shape.softmax_operations(backward)
+    else:
+        sizes = mosaic_gpu.BlockSizes(**blocks)
+        function = functools.partial(attend, side, shape, blocks=sizes)
+        inputs, operations = shape.inputs, shape.operations(backward)
     if backward:
         function = functools.partial(with_gradients, function)
-    row = suite.time(function, *arguments, operations=operations(backward))
-    goal = shape.goal_milliseconds
-    if backward and goal:
-        row |= {"goal": goal, "reached": row["milliseconds"] <= goal}
-    return row
+    program = Program(function, inputs)
+
+    def measure():
+        row = program.time(rounds=2 if smoke else 7, operations=operations)
+        if backward and side != "softmax" and shape.goal_milliseconds:
+            row |= {
+                "goal": shape.goal_milliseconds,
+                "reached": row["milliseconds"] <= shape.goal_milliseconds,
+            }
+        return row
+
+    return measure
 
 
-def decoding(suite: Suite):
+def kernel(shape: Shape, name: str, blocks: dict[str, int]) -> Measurement:
+    """A kernel alone: where the time goes."""
+    sizes = mosaic_gpu._fitting(
+        mosaic_gpu.BlockSizes(**blocks), shape.head_dim, shape.value_dim, shape.order
+    )
+    assert sizes is not None
+    plan = mosaic_gpu_tiles.plan(shape.head_dim, shape.order, sizes.features, sizes.warpgroups)
+    assert plan is not None
+    heads, length = shape.batch_size * shape.num_heads, shape.length // sizes.chunk * sizes.chunk
+    num_chunks = length // sizes.chunk
+    key_dim, value_dim = -(-shape.head_dim // 16) * 16, -(-shape.value_dim // 64) * 64
+    tiles = (plan.num_tiles, value_dim, plan.tile)
+
+    def normal(*dims, dtype=jnp.bfloat16):
+        return jax.random.normal(jax.random.key(0), dims, dtype)
+
+    left = functools.partial(normal, heads, num_chunks, plan.num_lefts, sizes.chunk)
+    right = functools.partial(normal, heads, length, plan.right_width)
+    key = functools.partial(normal, heads, length, key_dim)
+    value = functools.partial(normal, heads, length, value_dim)
+    states = functools.partial(normal, heads, num_chunks, *tiles)
+    state = functools.partial(normal, heads, *tiles, dtype=jnp.float32)
+    gates = functools.partial(jnp.ones, (heads, num_chunks))
+    weights = functools.partial(jnp.ones, (heads, plan.num_tiles, 1, plan.tile))
+    scalars = functools.partial(jnp.ones, (heads, shape.order + 2))
+    start = functools.partial(jnp.zeros, (heads, length), jnp.int32)
+    ones = functools.partial(jnp.ones, (heads, length))
+
+    state_spec = mosaic_gpu_state.Spec(plan, sizes, 1)
+    chunk_spec = mosaic_gpu_chunk.Spec(sizes, shape.order, 1, False, False)
+    prefix = functools.partial(mosaic_gpu_state._prefix, dtype=jnp.bfloat16)
+    prefix_backward = functools.partial(mosaic_gpu_state._prefix_backward, dtype=jnp.bfloat16)
+    wide = lambda: states(dtype=jnp.float32)  # noqa: E731
+    num_features = taylor.num_features(shape.head_dim, shape.order)
+    through_state = 2.0 * num_features * shape.value_dim * length * heads
+    in_chunk = 1.0 * length * heads * sizes.chunk
+    h, e = shape.head_dim, shape.value_dim
+    of = functools.partial
+    function, makers, operations = {
+        "state sums": (of(mosaic_gpu_state._sums, state_spec), (left, right, value), through_state),
+        "state read": (of(mosaic_gpu_state._read, state_spec), (left, right, states), through_state),
+        "state slopes": (
+            of(mosaic_gpu_state._slopes, state_spec), (left, right, value, states), through_state
+        ),
+        "prefix": (prefix, (wide, state, gates, weights), None),
+        "prefix backward": (prefix_backward, (wide, state, gates, weights), None),
+        "chunk sums": (
+            of(mosaic_gpu_chunk._sums, chunk_spec), (key, key, value, scalars, start),
+            in_chunk * (h + e),
+        ),
+        "chunk dq": (
+            lambda *a: mosaic_gpu_chunk._query_gradient(chunk_spec, *a, False)[0],
+            (key, key, value, scalars, start, value, ones), in_chunk * (2 * h + e),
+        ),
+        "chunk dk, dv": (
+            of(mosaic_gpu_chunk._key_value_gradient, chunk_spec),
+            (key, key, value, scalars, start, value, ones), in_chunk * (2 * h + 2 * e),
+        ),
+    }[name]  # fmt: skip
+    program = Program(function, lambda: tuple(make() for make in makers))
+    return lambda: program.time(operations=operations)
+
+
+KERNELS = (
+    "state sums", "state read", "state slopes", "prefix", "prefix backward",
+    "chunk sums", "chunk dq", "chunk dk, dv",
+)  # fmt: skip
+
+
+def decoding(shape: Shape, batch_size: int) -> Measurement:
     """One token against a state: constant in the tokens seen."""
-    for shape in SMOKE_GOALS if suite.smoke else (GOALS[0], GOALS[1], GOALS[3], GOALS[5]):
-        for batch_size in (1, 2) if suite.smoke else (1, 64):
-            query, key, value = (jnp.repeat(x[:, 0], batch_size, axis=0) for x in shape.inputs())
-            state = taylor.empty_state(
-                batch_size=batch_size,
-                num_kv_heads=shape.num_heads,
-                head_dim=shape.head_dim,
-                value_dim=shape.value_dim,
-                order=shape.order,
+    coefficients = taylor.minimax_coefficients(shape.order, 2.0)
+
+    def inputs():
+        query, key, value = (jnp.repeat(x[:, 0], batch_size, axis=0) for x in shape.inputs())
+        state = taylor.empty_state(
+            batch_size=batch_size,
+            num_kv_heads=shape.num_heads,
+            head_dim=shape.head_dim,
+            value_dim=shape.value_dim,
+            order=shape.order,
+        )
+        return query, key, value, state
+
+    step = functools.partial(taylor.taylor_attention_step, coefficients=coefficients)
+    program = Program(step, inputs)
+    return lambda: program.time()
+
+
+def cases(smoke: bool) -> list[Case]:
+    """All rows."""
+    goals = SMOKE_GOALS if smoke else GOALS
+    found = []
+    for shape in SMOKE_PARITY if smoke else PARITY:
+        for name in ("reference", "mosaic_gpu"):  # the first shows what rounding alone costs
+            found.append(
+                Case("parity", str(shape), parity, (shape, name), {"implementation": name})
             )
-            step = functools.partial(
-                taylor.taylor_attention_step,
-                coefficients=taylor.minimax_coefficients(shape.order, 2.0),
+    for blocks in BLOCKS[:1] if smoke else BLOCKS:
+        found.append(
+            Case("block sizes", str(goals[0]), goal, (goals[0], "mosaic_gpu", True, blocks, smoke),
+                 {"changed": json.dumps(blocks)})
+        )  # fmt: skip
+    for name in KERNELS:
+        found.append(Case("kernels", f"{name}, {goals[0]}", kernel, (goals[0], name, {})))
+    for shape, side, backward in itertools.product(
+        goals, ("softmax", "xla", "mosaic_gpu"), (False, True)
+    ):
+        if side == "xla" and shape not in (goals[0], goals[-1]):
+            continue
+        direction = "forward + backward" if backward else "forward"
+        facts = {"implementation": side, "direction": direction}
+        found.append(Case("goals", str(shape), goal, (shape, side, backward, {}, smoke), facts))
+    for shape in goals if smoke else (GOALS[0], GOALS[1], GOALS[3], GOALS[5]):
+        for batch_size in (1, 64):
+            found.append(
+                Case("decoding step", f"{shape}, {batch_size} texts", decoding, (shape, batch_size))
             )
-            suite.measure(
-                "decoding step",
-                f"{shape}, {batch_size} texts",
-                lambda s=step, a=(query, key, value, state): suite.time(s, *a),
+    return found
+
+
+def _work(case: Case, pipe) -> None:
+    """A process: compile, say so, wait for the word, measure, answer."""
+    measure, result = None, {}
+    try:
+        measure = case.prepare(*case.arguments)
+    except Exception as error:  # noqa: BLE001 (one failure must not end the rest)
+        result = _failure(error)
+    pipe.send(environment())
+    pipe.recv()
+    if measure is not None:
+        try:
+            result = measure()
+        except Exception as error:  # noqa: BLE001
+            result = _failure(error)
+    pipe.send(result)
+
+
+def _failure(error: Exception) -> dict[str, str]:
+    text = f"{type(error).__name__}: {str(error)[:400]}"
+    return {"error": text, "traceback": traceback.format_exc()[-2000:]}
+
+
+def run(found: list[Case], minutes: float, out: pathlib.Path) -> list[dict]:
+    """The rows of all cases; those measured so far are on disk at any time."""
+    os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")
+    context = multiprocessing.get_context("spawn")
+    start = time.monotonic()
+    workers = []
+    for case in found:
+        ours, theirs = context.Pipe()
+        process = context.Process(target=_work, args=(case, theirs), daemon=True)
+        process.start()
+        theirs.close()
+        workers.append((case, process, ours))
+
+    def answer(pipe, until: float):
+        try:
+            return (
+                pipe.recv() if pipe.poll(max(0.0, start + 60 * until - time.monotonic())) else None
             )
+        except EOFError:
+            return None
+
+    places = [answer(pipe, minutes * 2 / 3) for _, _, pipe in workers]
+    place = next((p for p in places if p), {})
+    print(f"compiled in {time.monotonic() - start:.0f} s: {place}", flush=True)
+    for (_, process, _), ready in zip(workers, places, strict=True):
+        if not ready:
+            process.kill()
+    rows: list[dict] = []
+    for (case, process, pipe), ready in zip(workers, places, strict=True):
+        row = {"section": case.section, "what": case.what, **case.facts}
+        if ready:
+            pipe.send("measure")
+            result = answer(pipe, minutes)
+            row |= result if result is not None else {"error": "died, or out of time"}
+            process.kill()
+        else:
+            row["error"] = "died, or did not compile in time"
+        rows.append(row)
+        print(json.dumps({k: v for k, v in row.items() if k != "traceback"}), flush=True)
+        save(rows, place, out)  # a killed run leaves what it has
+    return rows
+
+
+def save(rows: list[dict], place: dict, out: pathlib.Path) -> None:
+    """Writes both reports."""
+    report = {"schema_version": 1, "environment": place, "rows": rows}
+    (out / "report.json").write_text(json.dumps(report, indent=1) + "\n")
+    lines = [f"`{json.dumps(place)}`"]
+    for section in dict.fromkeys(row["section"] for row in rows):
+        table = [row for row in rows if row["section"] == section]
+        fields = dict.fromkeys(f for row in table for f in row)
+        fields = [f for f in fields if f not in ("section", "traceback")]
+        lines += ["", f"## {section}", "", f"| {' | '.join(fields)} |"]
+        lines += ["|" + " --- |" * len(fields)]
+        for row in table:
+            lines.append(f"| {' | '.join(_cell(row.get(f)) for f in fields)} |")
+    (out / "report.md").write_text("\n".join(lines) + "\n")
+
+
+def _cell(value) -> str:
+    return "" if value is None else str(value).replace("|", "/").replace("\n", " ")[:120]
 
 
 def main():
     """Runs the sections and writes the reports."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--out", type=pathlib.Path, required=True, help="folder for the reports")
-    parser.add_argument("--minutes", type=float, default=7.5, help="nothing begins after this")
+    parser.add_argument("--minutes", type=float, default=7.5, help="all ends after this")
     parser.add_argument("--smoke", action="store_true", help="tiny shapes, to try the suite itself")
-    suite = Suite(parser.parse_args())
-    for section in (parity, tuning, kernels, goals, decoding):
-        try:
-            section(suite)
-        except Exception:  # noqa: BLE001 (as above: preparing a section may fail, too)
-            suite.rows.append(
-                {"section": section.__name__, "error": traceback.format_exc()[-2000:]}
-            )
-            suite.save()
-    failed = sum("error" in row for row in suite.rows)
-    print(f"{len(suite.rows)} rows, {failed} with an error: {suite.out / 'report.md'}")
-
-
-def _cell(value) -> str:
-    return "" if value is None else str(value).replace("|", "/").replace("\n", " ")[:120]
+    parser.add_argument("--sections", nargs="+", help="only these: parity, goals, ...")
+    arguments = parser.parse_args()
+    found = cases(arguments.smoke)
+    if arguments.sections:
+        found = [c for c in found if c.section.partition(" ")[0] in arguments.sections]
+    arguments.out.mkdir(parents=True, exist_ok=True)
+    rows = run(found, arguments.minutes, arguments.out)
+    failed = sum("error" in row for row in rows)
+    print(f"{len(rows)} rows, {failed} with an error: {arguments.out / 'report.md'}")
 
 
 if __name__ == "__main__":

@@ -43,8 +43,6 @@ from kernels.taylor_attention.mosaic_gpu_tiles import (
 )
 
 f32, bf16 = jnp.float32, jnp.bfloat16
-import os
-SL = int(os.environ.get("SL", "64"))
 MAX_ROW = 512  # numbers of a state that one warpgroup carries: 16 bytes for each thread
 
 
@@ -463,53 +461,32 @@ def _slopes(spec: Spec, left_ZCAt, right_ZTW, value_ZTE, state):
             plgpu.copy_gmem_to_smem(right_hbm.at[head, tokens], right.at[warpgroup], barrier)
             plgpu.copy_gmem_to_smem(value_hbm.at[head, tokens], value.at[warpgroup], barrier)
             plgpu.barrier_wait(barrier)
+            block = right[warpgroup]
             zeros = jnp.zeros((ROWS, COLUMNS), f32)
 
             def one_tile(run, tile, slot, dright):
-                parts = [
-                    (piece, start, min(SL, piece.width - start))
-                    for piece in run.pieces
-                    for start in range(0, piece.width, SL)
-                ]
-
-                def begin(part, dphi):
-                    piece, start, width = part
-                    columns = tiles.at[slot, :, pl.ds(piece.slot + start, width)]
-                    plgpu.wgmma(dphi, value.at[warpgroup], columns)
-
-                def fold(n, dphi, dright, products):
-                    """Part n is on its way to dphi; the next one begins before n is folded."""
-                    if n + 1 == len(parts):
-                        return add(n, plgpu.wgmma_accumulator_load(dphi), dright, products)[0]
-
-                    def scope(following):
-                        begin(parts[n + 1], following)
-                        arrived = plgpu.wgmma_accumulator_load(dphi, wait_n=1)
-                        return fold(n + 1, following, *add(n, arrived, dright, products))
-
-                    return pl.run_scoped(scope, plgpu.ACC((ROWS, parts[n + 1][2]), f32))
-
-                def add(n, dphi, dright, products):
-                    dright = list(dright)  # one array per 16 columns
-                    piece, start, width = parts[n]
-                    a = run.left_of(tile) + piece.left
-                    factor = down(left[warpgroup, a].astype(f32), COLUMNS)
-                    for offset in range(0, width, COLUMNS):
-                        part = dphi[:, offset : offset + COLUMNS]
-                        j = piece.right + start + offset
-                        dright[j // COLUMNS] += factor * part
-                        block = right[warpgroup, :, pl.ds(j, COLUMNS)]
-                        products += block.astype(f32) * part
-                    if start + width == piece.width:
-                        dleft_hbm[head, chunk, a, in_chunk] = products.sum(1)
-                        products = zeros
-                    return tuple(dright), products
-
-                def first(dphi):
-                    begin(parts[0], dphi)
-                    return fold(0, dphi, dright, zeros)
-
-                return pl.run_scoped(first, plgpu.ACC((ROWS, parts[0][2]), f32))
+                dright = list(dright)  # one array per 16 columns
+                for start in range(0, plan.tile, blocks.columns):
+                    stop = min(start + blocks.columns, run.pieces[-1].slot + run.pieces[-1].width)
+                    if start >= stop:
+                        break
+                    columns = tiles.at[slot, :, pl.ds(start, stop - start)]
+                    dphi = product(value.at[warpgroup], columns)
+                    for piece in run.pieces:
+                        first, last = max(start, piece.slot), min(stop, piece.slot + piece.width)
+                        a = run.left_of(tile) + piece.left
+                        if first < last:
+                            factor = down(left[warpgroup, a].astype(f32), COLUMNS)
+                        if first == piece.slot:
+                            products = zeros
+                        for column in range(first, last, COLUMNS):
+                            part = dphi[:, column - start : column - start + COLUMNS]
+                            j = piece.right + column - piece.slot
+                            dright[j // COLUMNS] += factor * part
+                            products += block[:, j : j + COLUMNS].astype(f32) * part
+                        if last == piece.slot + piece.width and first < last:
+                            dleft_hbm[head, chunk, a, in_chunk] = products.sum(1)
+                return tuple(dright)
 
             dright = _tiles(plan, blocks, full, free, one_tile, (zeros,) * num_columns)
             for n, part in enumerate(dright):

@@ -45,6 +45,8 @@ class BlockSizes:
     """The same in the backward pass, which holds two tiles of scores in registers."""
     stages: int = 2
     """Buffers that the copies fill ahead of the tensor cores."""
+    columns: int = 64
+    """Features whose gradients one warpgroup holds in registers at once."""
     warpgroups: int = 2
     """Warpgroups that compute, each on its own 64 tokens; one more copies."""
 
@@ -144,14 +146,23 @@ class Plan:
         return jnp.pad(right, padding)
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(1,))
 def _permuted(x: jax.Array, plan: Plan) -> jax.Array:
-    """Rows in the order of the plan; the gradient is a gather too, where JAX would scatter."""
+    """Rows in the order of the plan: as slices if they are few, which XLA fuses best."""
+    breaks = np.flatnonzero(np.diff(plan.left_order) != 1) + 1
+    runs = np.split(plan.left_order, breaks)
+    if len(runs) <= 4:
+        return jnp.concatenate([x[..., rows[0] : rows[-1] + 1, :] for rows in runs], axis=-2)
+    return _gathered(x, plan)
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(1,))
+def _gathered(x: jax.Array, plan: Plan) -> jax.Array:
+    """The gradient is a gather too, where JAX would scatter."""
     return x[..., plan.left_order, :]
 
 
-_permuted.defvjp(
-    lambda x, plan: (_permuted(x, plan), None),
+_gathered.defvjp(
+    lambda x, plan: (_gathered(x, plan), None),
     lambda plan, _, cotangent: (cotangent[..., np.argsort(plan.left_order), :],),
 )
 

@@ -9,7 +9,13 @@ import numpy as np
 import pytest
 
 from kernels import taylor_attention as taylor
-from kernels.taylor_attention import features, mosaic_gpu, mosaic_gpu_tiles, reference
+from kernels.taylor_attention import (
+    features,
+    mosaic_gpu,
+    mosaic_gpu_state,
+    mosaic_gpu_tiles,
+    reference,
+)
 from tests.kernels import gpu_interpreter
 
 
@@ -43,22 +49,34 @@ def test_every_monomial_has_one_slot_and_one_pair(head_dim, order, tile):
     np.testing.assert_array_equal(plan.pair_feature[plan.feature_pair], np.arange(want.size - 1))
 
 
-@pytest.mark.parametrize("num_chunks", [3, mosaic_gpu.PREFIX_CHUNKS + 5])
-def test_prefix_is_the_recurrence(num_chunks):
-    rng = np.random.default_rng(0)
-    added, first = rng.normal(size=(2, num_chunks, 4)), rng.normal(size=(2, 4))
-    log_gate, forgets = -rng.uniform(0, 2, (2, num_chunks)), rng.random((2, num_chunks)) < 0.1
-    unused = [jnp.zeros(())] * 4
-    marks = mosaic_gpu._Marks(*unused, jnp.asarray(log_gate, jnp.float32), jnp.asarray(forgets))
-    before, last = mosaic_gpu._prefix(
-        jnp.asarray(added, jnp.float32), jnp.asarray(first, jnp.float32), marks
-    )
-    state = first
-    for chunk in range(num_chunks):
-        np.testing.assert_allclose(before[:, chunk], state, atol=5e-6)
-        gate = np.where(forgets[:, chunk], 0, np.exp(log_gate[:, chunk]))
-        state = gate[:, None] * state + added[:, chunk]
-    np.testing.assert_allclose(last, state, atol=5e-6)
+@pytest.mark.parametrize("members", [0, 1, 2])
+def test_prefix_is_the_recurrence_and_its_gradient(members):
+    """With weights once per head, once per member of a group, or none (0)."""
+    rng = np.random.default_rng(members)
+    normal = lambda *shape: jnp.asarray(rng.normal(size=shape), jnp.float32)  # noqa: E731
+    added, first, weights = normal(2, 3, 2, 64), normal(2, 2, 64), normal(2 * members, 2, 1)
+    gates = jnp.asarray(rng.uniform(0, 1, (2, 3)) * (rng.random((2, 3)) < 0.8), jnp.float32)
+
+    def recurrence(added, first):
+        states, state = [], first
+        for chunk in range(3):
+            states.append(state)
+            state = gates[:, chunk, None, None] * state + added[:, chunk]
+        before = jnp.stack(states, 1)
+        if members:
+            repeated = jnp.repeat(before, members, axis=0)
+            before = repeated * weights[:, None]
+        return before, state
+
+    want, pull_back = jax.vjp(recurrence, added, first)
+    bars = jax.tree.map(lambda x: normal(*x.shape), want)
+    weights = weights if members else None
+    with gpu_interpreter.described_h200(), gpu_interpreter.interpreted():
+        got = mosaic_gpu_state._prefix(added, first, gates, weights, jnp.float32)
+        got_bars = mosaic_gpu_state._prefix_backward(*bars, gates, weights, jnp.float32)
+        got, got_bars = jax.tree.map(np.asarray, (got, got_bars))
+    for w, g in zip((*want, *pull_back(bars)), (*got, *got_bars), strict=True):
+        np.testing.assert_allclose(g, w, atol=5e-6)
 
 
 def inputs(*, batch=1, length, kv_heads, group, width, value_width, order, everything):
@@ -176,7 +194,8 @@ def lower(batch, length, kv_heads, group, width, value_width, order, *, gradient
 
 def test_the_goal_shape_lowers_for_an_h200():
     text = lower(1, 65_536, 8, 1, 64, 64, 2, gradient=False).as_text()
-    assert text.count("@mosaic_gpu") == 3  # sums and read of the states, sums inside chunks
+    # sums, prefix and read of the states, sums inside chunks; the normaliser has a prefix too
+    assert text.count("@mosaic_gpu") == 5
 
 
 @pytest.mark.slow
@@ -193,7 +212,8 @@ def test_the_goal_shape_lowers_for_an_h200():
 )
 def test_gradients_of_the_target_shapes_lower_for_an_h200(width, order, group, value_width):
     text = lower(1, 8192, 4, group, width, value_width, order, gradient=True).as_text()
-    assert text.count("@mosaic_gpu") == 9  # three forward; two slopes, sums, read; dq, dk and dv
+    # five forward; two slopes, sums, read and two prefixes backward; dq, dk and dv
+    assert text.count("@mosaic_gpu") == 13
 
 
 @pytest.mark.parametrize(
