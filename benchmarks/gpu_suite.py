@@ -29,7 +29,7 @@ import statistics
 import subprocess
 import time
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import jax
@@ -326,15 +326,15 @@ def kernel(shape: Shape, name: str, blocks: dict[str, int]) -> Measurement:
     prefix_backward = functools.partial(mosaic_gpu_state._prefix_backward, dtype=jnp.bfloat16)
     wide = lambda: states(dtype=jnp.float32)  # noqa: E731
     num_features = taylor.num_features(shape.head_dim, shape.order)
-    through_state = 2.0 * num_features * shape.value_dim * length * heads
+    via_state = 2.0 * num_features * shape.value_dim * length * heads
     in_chunk = 1.0 * length * heads * sizes.chunk
     h, e = shape.head_dim, shape.value_dim
     of = functools.partial
     function, makers, operations = {
-        "state sums": (of(mosaic_gpu_state._sums, state_spec), (left, right, value), through_state),
-        "state read": (of(mosaic_gpu_state._read, state_spec), (left, right, states), through_state),
+        "state sums": (of(mosaic_gpu_state._sums, state_spec), (left, right, value), via_state),
+        "state read": (of(mosaic_gpu_state._read, state_spec), (left, right, states), via_state),
         "state slopes": (
-            of(mosaic_gpu_state._slopes, state_spec), (left, right, value, states), through_state
+            of(mosaic_gpu_state._slopes, state_spec), (left, right, value, states), via_state
         ),
         "prefix": (prefix, (wide, state, gates, weights), None),
         "prefix backward": (prefix_backward, (wide, state, gates, weights), None),
@@ -381,36 +381,30 @@ def decoding(shape: Shape, batch_size: int) -> Measurement:
     return lambda: program.time()
 
 
-def cases(smoke: bool) -> list[Case]:
-    """All rows."""
+def cases(smoke: bool) -> Iterator[Case]:
+    """All rows, what matters most first."""
     goals = SMOKE_GOALS if smoke else GOALS
-    found = []
-    for shape in SMOKE_PARITY if smoke else PARITY:
-        for name in ("reference", "mosaic_gpu"):  # the first shows what rounding alone costs
-            found.append(
-                Case("parity", str(shape), parity, (shape, name), {"implementation": name})
-            )
-    for blocks in BLOCKS[:1] if smoke else BLOCKS:
-        found.append(
-            Case("block sizes", str(goals[0]), goal, (goals[0], "mosaic_gpu", True, blocks, smoke),
-                 {"changed": json.dumps(blocks)})
-        )  # fmt: skip
-    for name in KERNELS:
-        found.append(Case("kernels", f"{name}, {goals[0]}", kernel, (goals[0], name, {})))
+    first = goals[0]
     for shape, side, backward in itertools.product(
         goals, ("softmax", "xla", "mosaic_gpu"), (False, True)
     ):
-        if side == "xla" and shape not in (goals[0], goals[-1]):
+        if side == "xla" and shape not in (first, goals[-1]):
             continue
         direction = "forward + backward" if backward else "forward"
         facts = {"implementation": side, "direction": direction}
-        found.append(Case("goals", str(shape), goal, (shape, side, backward, {}, smoke), facts))
+        yield Case("goals", str(shape), goal, (shape, side, backward, {}, smoke), facts)
+    for name in KERNELS:
+        yield Case("kernels", f"{name}, {first}", kernel, (first, name, {}))
+    for shape in SMOKE_PARITY if smoke else PARITY:
+        for name in ("reference", "mosaic_gpu"):  # the first shows what rounding alone costs
+            yield Case("parity", str(shape), parity, (shape, name), {"implementation": name})
+    for blocks in BLOCKS[:1] if smoke else BLOCKS:
+        arguments = (first, "mosaic_gpu", True, blocks, smoke)
+        yield Case("block sizes", str(first), goal, arguments, {"changed": json.dumps(blocks)})
     for shape in goals if smoke else (GOALS[0], GOALS[1], GOALS[3], GOALS[5]):
         for batch_size in (1, 64):
-            found.append(
-                Case("decoding step", f"{shape}, {batch_size} texts", decoding, (shape, batch_size))
-            )
-    return found
+            what = f"{shape}, {batch_size} texts"
+            yield Case("decoding step", what, decoding, (shape, batch_size))
 
 
 def _work(case: Case, pipe) -> None:
@@ -449,10 +443,9 @@ def run(found: list[Case], minutes: float, out: pathlib.Path) -> list[dict]:
         workers.append((case, process, ours))
 
     def answer(pipe, until: float):
+        seconds = max(0.0, start + 60 * until - time.monotonic())
         try:
-            return (
-                pipe.recv() if pipe.poll(max(0.0, start + 60 * until - time.monotonic())) else None
-            )
+            return pipe.recv() if pipe.poll(seconds) else None
         except EOFError:
             return None
 
@@ -506,7 +499,7 @@ def main():
     parser.add_argument("--smoke", action="store_true", help="tiny shapes, to try the suite itself")
     parser.add_argument("--sections", nargs="+", help="only these: parity, goals, ...")
     arguments = parser.parse_args()
-    found = cases(arguments.smoke)
+    found = list(cases(arguments.smoke))
     if arguments.sections:
         found = [c for c in found if c.section.partition(" ")[0] in arguments.sections]
     arguments.out.mkdir(parents=True, exist_ok=True)
