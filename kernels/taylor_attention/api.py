@@ -28,7 +28,9 @@ IMPLEMENTATIONS: typing.Mapping[str, typing.Callable] = types.MappingProxyType(
 # By `jax.default_backend()`: the name that `None` takes instead of "xla", and the function of
 # (query_BTKGH, key_BTKH, value_BTKE, coefficients) that says why it cannot (a sentence), or None.
 PLATFORM_IMPLEMENTATIONS: typing.Mapping[str, tuple[str, typing.Callable[..., str | None]]] = (
-    types.MappingProxyType({"tpu": ("mosaic_tpu", mosaic_tpu.obstacle)})
+    types.MappingProxyType(
+        {"tpu": ("mosaic_tpu", mosaic_tpu.obstacle), "gpu": ("mosaic_gpu", mosaic_gpu.obstacle)}
+    )
 )
 DEFAULT_CHUNK_SIZE = 128
 
