@@ -9,7 +9,7 @@ from train.pipeline import Pipeline
 
 def get_config() -> Pipeline:
     return game24_system2.circle(
-        base_steps=500,
+        base_steps=400,
         rounds=3,
         learn_steps=120,
         random_moves=(0, 1),
