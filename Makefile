@@ -1,5 +1,5 @@
 # Every target makes .venv itself when it is missing or older than pyproject.toml and constraints.txt.
-.PHONY: quickstart test test-tpu lint bench soak
+.PHONY: quickstart test test-tpu test-cuda lint bench soak
 
 PYTHON ?= .venv/bin/python
 WORKERS ?= 2
@@ -24,11 +24,15 @@ quickstart: $(STAMP)
 	echo "report: $$report/report.json"
 
 test: lint
-	$(PYTHON) -m pytest -q -n $(WORKERS) -m "not soak and not tpu"
+	$(PYTHON) -m pytest -q -n $(WORKERS) -m "not soak and not tpu and not cuda"
 
 # Really compiles the TPU kernels, without a TPU. Needs libtpu (640 MB): pip install -e '.[tpu]'
 test-tpu: .venv/stamp
 	$(PYTHON) -m pytest -q -n $(WORKERS) -rs -m tpu tests/kernels
+
+# The same for the Hopper kernels and ptxas. Needs the CUDA plugin (3 GB): pip install -e '.[cuda]'
+test-cuda: .venv/stamp
+	$(PYTHON) -m pytest -q -n $(WORKERS) -rs -m cuda tests/kernels
 
 lint: $(STAMP)
 	$(PYTHON) -m ruff check .

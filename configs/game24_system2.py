@@ -118,6 +118,7 @@ def circle(
     random_moves: tuple[int, ...],
     simulations: tuple[int, ...],
     ablation_splits: tuple[str, ...] = ("test", "train"),
+    has_controls: bool = True,
     seed: int = 0,
 ) -> Pipeline:
     """The stages of a run: base, (search, learn) per round, evaluation."""
@@ -163,7 +164,10 @@ def circle(
         checkpoint=model,
         base_checkpoint="stage:base",
         methods=standard_methods(
-            search=ANSWER, simulations=simulations, ablation_splits=ablation_splits
+            search=ANSWER,
+            simulations=simulations,
+            ablation_splits=ablation_splits,
+            has_controls=has_controls,
         ),
         stage=f"after {rounds} rounds",
         batch_size=50,

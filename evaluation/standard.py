@@ -22,6 +22,7 @@ def standard_methods(
     split: str = "test",
     limit: int | None = None,
     has_base: bool = True,
+    has_controls: bool = True,
     ablation_splits: Sequence[str] = ("test", "train"),
     ablation_limit: int | None = 100,
 ) -> tuple[AnyMethod, ...]:
@@ -31,7 +32,8 @@ def standard_methods(
       search: settings of all searches (its simulations, oracle and noise are set here).
       simulations: per move, of the searches without an oracle.
       compared: the simulations at which search is compared with sampling, controls and ablations.
-      has_base: whether there is a base model for the controls.
+      has_base: whether there is a base model to compare with.
+      has_controls: whether sampling with a floor and the base model's prior are measured too.
       ablation_splits: where oracle x value is measured.
     """
 
@@ -52,14 +54,13 @@ def standard_methods(
         methods.append(searched(compared, **asked))
     methods += [
         BestOfN(match=f"search-{compared}", min_p=min_p, **asked)
-        for min_p in (None, SAMPLING_FLOOR)
+        for min_p in ((None, SAMPLING_FLOOR) if has_controls else (None,))
     ]
     if has_base:
-        methods += [
-            Greedy(model="base", **asked),
-            searched(compared, model="base_prior", **asked),
-            searched(compared, model="base", use_oracle=True, use_value=False, **asked),
-        ]
+        methods.append(Greedy(model="base", **asked))
+        if has_controls:
+            methods.append(searched(compared, model="base_prior", **asked))
+        methods.append(searched(compared, model="base", use_oracle=True, use_value=False, **asked))
     for other in ablation_splits:
         cut = limit if other == split else ablation_limit
         if other != split:

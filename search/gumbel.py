@@ -71,9 +71,12 @@ class SearchConfig:
 
     @property
     def capacity(self) -> int:
-        """Simulations of the largest search."""
+        """Simulations that a tree has room for: those of the largest search, and up to a power of
+        two, at least 64, so that searches of similar sizes share one program.
+        """
         sizes = self.num_simulations
-        return sizes if isinstance(sizes, int) else max(sizes)
+        largest = sizes if isinstance(sizes, int) else max(sizes)
+        return max(64, 1 << (largest - 1).bit_length())
 
     @property
     def compiled(self) -> "SearchConfig":

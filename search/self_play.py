@@ -1,5 +1,6 @@
 """Prompts -> searched games -> SearchRecords, one shard per batch, resumable between batches."""
 
+import concurrent.futures
 import dataclasses
 import functools
 import json
@@ -17,6 +18,10 @@ from search import gumbel, oracle, token_model
 from train import checkpoints
 from train.errors import ConfigError
 from train.stopping import StopFlag
+
+# One batch leaves a processor idle: on a CPU between its many small products, on an accelerator
+# while the host writes records.
+BATCHES_AT_ONCE = 2
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -251,7 +256,8 @@ def _print_progress(played: list[Game], done: int, total: int, seconds: float) -
     print(
         f"search  batch {done}/{total}  "
         f"{f'solved {outcomes.count(1.0)}/{len(played)}' if is_checked else 'not checked'}  "
-        f"{len(played) / seconds:.1f} games/s  {seconds * (total - done):.0f} s left",
+        f"{BATCHES_AT_ONCE * len(played) / seconds:.1f} games/s  "
+        f"{seconds * (total - done) / BATCHES_AT_ONCE:.0f} s left",
         flush=True,
     )
 
@@ -289,12 +295,15 @@ def run(config: SelfPlayConfig, run_folder: Path, *, resume: bool, stop: StopFla
 
     folder.mkdir(parents=True, exist_ok=True)
     seed_key = jax.random.key(config.seed)
-    for number, (random_moves, rows) in enumerate(batches):
+
+    def play_batch(number: int) -> bool:
+        """Whether the batch is on disk now, and not put off."""
+        random_moves, rows = batches[number]
         shard = folder / f"shard-{number:05d}-of-{len(batches):05d}{records.SUFFIX}"
         if records.sidecar_path(shard).exists():
-            continue
+            return True
         if stop.requested:
-            stop.raise_preempted(f"batch {number} of {len(batches)}")
+            return False
         # The last batch is filled up, so that it has the shape that is compiled already.
         filled = rows + rows[:1] * (size - len(rows))
         started = time.monotonic()
@@ -311,6 +320,13 @@ def run(config: SelfPlayConfig, run_folder: Path, *, resume: bool, stop: StopFla
         )[: len(rows)]
         records.write_shard(shard, [game.record for game in played])
         _print_progress(played, number + 1, len(batches), time.monotonic() - started)
+        return True
+
+    is_played = [play_batch(0)]  # alone: it compiles
+    with concurrent.futures.ThreadPoolExecutor(BATCHES_AT_ONCE) as pool:
+        is_played += pool.map(play_batch, range(1, len(batches)))
+    if not all(is_played):
+        stop.raise_preempted(f"batch {is_played.index(False)} of {len(batches)}")
     summary = records.summary(records.read_folder(folder))
     (run_folder / "summary.json").write_text(json.dumps(summary, indent=2) + "\n")
     return folder

@@ -5,9 +5,11 @@ here it also takes the left one from registers, and (jax 0.10) a transposed righ
 """
 
 import contextlib
+import importlib.util
 
 import jax
 import numpy as np
+import pytest
 from jax._src.mesh import AbstractDevice  # no public name yet
 from jax._src.pallas.mosaic.interpret import utils
 from jax._src.pallas.mosaic_gpu.interpret import gpu_callbacks, shared_memory
@@ -15,6 +17,7 @@ from jax._src.pallas.mosaic_gpu.interpret.params import (
     InterpretGPUParams,
     force_gpu_interpret_mode,
 )
+from jax.experimental import topologies
 
 
 def described_h200():
@@ -22,6 +25,34 @@ def described_h200():
     device = AbstractDevice(device_kind="NVIDIA H200", platform="gpu", num_cores=132)
     mesh = jax.sharding.AbstractMesh((), (), abstract_device=device)
     return jax.sharding.use_abstract_mesh(mesh)
+
+
+# What XLA has to know of an H100 (80 GB, SXM): the text of an xla.gpu.GpuTargetConfigProto.
+H100 = """
+gpu_device_info {
+  threads_per_block_limit: 1024  threads_per_warp: 32  threads_per_core_limit: 2048
+  core_count: 132  fpus_per_core: 128  registers_per_core_limit: 65536
+  registers_per_block_limit: 65536  shared_memory_per_block: 49152
+  shared_memory_per_block_optin: 232448  shared_memory_per_core: 233472
+  block_dim_limit_x: 2147483647  block_dim_limit_y: 65535  block_dim_limit_z: 65535
+  memory_bandwidth: 3352320000000  l2_cache_size: 52428800  clock_rate_ghz: 1.98
+  device_memory_size: 84942979072  device_address_bits: 64
+  cuda_compute_capability { major: 9  feature_extension: ACCELERATED_FEATURES }
+  name: "NVIDIA H100 80GB HBM3"
+  driver_version: "13.0.0"  runtime_version: "13.0.0"  compile_time_toolkit_version: "13.0.0"
+}
+platform_name: "CUDA"
+dnn_version_info { major: 9  minor: 10 }
+device_description_str: "NVIDIA H100 80GB HBM3"
+"""
+
+
+def compilable_h100():
+    """A device to compile for, by the CUDA plugin, on a host without a GPU; skips without it."""
+    if not any(importlib.util.find_spec(f"jax_cuda{n}_plugin") for n in (12, 13)):
+        pytest.skip("needs the CUDA plugin: pip install -c constraints.txt -e '.[cuda]'")
+    topology = topologies.get_topology_desc(platform="cuda", target_config=H100, topology="1x1x1")
+    return topology.devices[0]
 
 
 class _Registers:

@@ -2,6 +2,7 @@
 
 import functools
 import itertools
+import re
 
 import jax
 import jax.numpy as jnp
@@ -171,9 +172,9 @@ def test_all_gradients_match_the_reference(changed, everything):
     check(SMALL | changed, everything=everything, gradients=True)
 
 
-def lower(batch, length, kv_heads, group, width, value_width, order, *, gradient):
+def lower(batch, length, kv_heads, group, width, value_width, order, *, gradient, sharding=None):
     """For an H200; all or nothing: every kernel of the call is lowered."""
-    narrow = functools.partial(jax.ShapeDtypeStruct, dtype=jnp.bfloat16)
+    narrow = functools.partial(jax.ShapeDtypeStruct, dtype=jnp.bfloat16, sharding=sharding)
 
     def loss(query, key, value):
         out = taylor.taylor_attention(
@@ -214,6 +215,26 @@ def test_gradients_of_the_target_shapes_lower_for_an_h200(width, order, group, v
     text = lower(1, 8192, 4, group, width, value_width, order, gradient=True).as_text()
     # five forward; two slopes, sums, read and two prefixes backward; dq, dk and dv
     assert text.count("@mosaic_gpu") == 13
+
+
+@pytest.mark.cuda
+@pytest.mark.parametrize(
+    ("width", "order", "value_width"), [(64, 2, 64), (8, 4, 128), (4, 8, 128), (16, 2, 128)]
+)
+def test_machine_code_for_hopper_keeps_the_tensor_cores_busy(
+    width, order, value_width, monkeypatch, capfd
+):
+    """Compiled by ptxas, no GPU needed: nothing serialises the products, little is spilled."""
+    device = gpu_interpreter.compilable_h100()
+    monkeypatch.setenv("MOSAIC_GPU_DUMP_PTXAS", "1")
+    shape = (1, 2048, 2, 1, width, value_width, order)
+    program = lower(*shape, gradient=True, sharding=jax.sharding.SingleDeviceSharding(device))
+    program.compile()
+    report = "".join(capfd.readouterr())
+    assert report.count("Compiling entry function") >= 10  # equal kernels are compiled once
+    assert not re.findall(r".*\(C75\d\d\).*", report)  # ptxas: "wgmma instructions are serialized"
+    spills = [int(n) for n in re.findall(r"(\d+) bytes spill stores", report)]
+    assert max(spills) <= 512
 
 
 @pytest.mark.parametrize(

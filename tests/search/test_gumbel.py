@@ -131,7 +131,8 @@ def test_one_program_searches_with_every_size_and_with_or_without_values():
         for name in ("visits", "action", "weights", "value", "qvalues", "evaluations"):
             np.testing.assert_array_equal(getattr(roomy, name), getattr(tight, name), err_msg=name)
         assert int(roomy.visits.sum()) == 20 * num_simulations
-        assert roomy.tree.node_visits.shape == (20, 31)
+        assert roomy.tree.node_visits.shape == (20, 65)  # room for 64 simulations
+    programs.add(dataclasses.replace(shared, num_simulations=50).compiled)
     assert len(programs) == 1
 
 
