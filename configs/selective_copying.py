@@ -53,7 +53,11 @@ def get_config() -> Pipeline:
     held_out = HeldOut(source=SelectiveCopyingSource(num_documents=1000, seed=200), length=TOKENS)
     return comparison.compare(
         task="selective copying",
-        models={"Taylor, order 1": comparison.taylor(1, short_conv_width=4, normalize_output=True)},
+        models={
+            "Taylor, order 1": comparison.taylor(
+                1, short_conv_width=4, normalize_output=True, learn_temperature=False
+            )
+        },
         experiment=experiment,
         held_out=(held_out,),
         seconds_per_model=800.0,
