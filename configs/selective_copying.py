@@ -42,7 +42,7 @@ def experiment(attention: AttentionConfig, seed: int) -> Experiment:
         optimizers=comparison.optimizers(4e-3),
         sequence_length_tokens=TOKENS,
         batch_size=3,
-        train_steps=10_000,
+        train_steps=8000,
         seed=seed,
         log_every_steps=100,
         eval_every_steps=500,
@@ -60,5 +60,5 @@ def get_config() -> Pipeline:
         },
         experiment=experiment,
         held_out=(held_out,),
-        seconds_per_model=850.0,
+        seconds_per_model=800.0,
     )
