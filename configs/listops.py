@@ -28,10 +28,10 @@ def experiment(attention: AttentionConfig, seed: int) -> Experiment:
         optimizers=comparison.optimizers(2e-3, weight_decay=0.1),
         sequence_length_tokens=TOKENS,
         batch_size=8,
-        train_steps=1500,
+        train_steps=1200,
         seed=seed,
         log_every_steps=50,
-        eval_every_steps=500,
+        eval_every_steps=400,
     )
 
 
@@ -43,7 +43,6 @@ def get_config() -> Pipeline:
         task="ListOps",
         models=models,
         experiment=experiment,
-        num_seeds=2,
         held_out=(held_out,),
-        seconds_per_model=75.0,
+        seconds_per_model=110.0,
     )
