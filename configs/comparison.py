@@ -14,8 +14,9 @@ from models.transformer import TransformerConfig
 from train.optimizers import AdamWConfig, OptimizersConfig
 from train.pipeline import Pipeline, Stage
 
-# Order 1 is positive for scores above -1 only.
-LARGEST_RADIUS_OF_ORDER_1 = 0.98
+# Order 1 is positive for scores above -1 only, and what is not sought keeps at least the share
+# (1 - radius) / (1 + radius) of the weight of what is: .0005 here, .01 at .98.
+LARGEST_RADIUS_OF_ORDER_1 = 0.999
 
 
 def taylor(order: int, **fields: Any) -> AttentionConfig:

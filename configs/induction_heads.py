@@ -14,8 +14,8 @@ from evaluation.scoring import HeldOut
 from models.attention import AttentionConfig
 from train.pipeline import Pipeline
 
-# A temperature that is always at its bound: a learned one settles below it, where each of many
-# tokens that are not sought keeps more of its weight (docs/experiments.md).
+# A temperature that is always at its bound, .999: a learned one settles below it, where each of
+# many tokens that are not sought keeps more of its weight (docs/experiments.md).
 ATTENTION = comparison.taylor(1, short_conv_width=4, normalize_output=True, learn_temperature=False)
 TOKENS = 2 * 129  # room for two texts of 128 tokens and their answers
 HELD_OUT = {256: 1000, 1024: 500, 4096: 100, 16384: 40}  # tokens: documents

@@ -27,11 +27,11 @@ def experiment(attention: AttentionConfig, seed: int) -> Experiment:
         validation_sources=(source(part="validation"),),
         optimizers=comparison.optimizers(2e-3, weight_decay=0.1),
         sequence_length_tokens=TOKENS,
-        batch_size=32,
-        train_steps=1000,
+        batch_size=8,
+        train_steps=1200,
         seed=seed,
         log_every_steps=50,
-        eval_every_steps=250,
+        eval_every_steps=400,
     )
 
 
@@ -43,7 +43,6 @@ def get_config() -> Pipeline:
         task="ListOps",
         models=models,
         experiment=experiment,
-        num_seeds=2,
         held_out=(held_out,),
-        seconds_per_model=100.0,
+        seconds_per_model=110.0,
     )

@@ -32,7 +32,7 @@ CPU = Splits(
     num_symbols=256,
     train=((64, 4, 20_000), (64, 8, 20_000), (64, 16, 20_000)),
     test=((64, 4, 500), (64, 8, 500), (64, 16, 500), (128, 32, 500)),
-    batch_size=64,
+    batch_size=16,
     train_steps=900,
 )
 # Source: experiments/paper_configs/arxiv24_based_figure2 in the code of arXiv:2402.18668, which

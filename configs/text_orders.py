@@ -31,12 +31,12 @@ def experiment(attention: AttentionConfig, seed: int) -> Experiment:
         validation_sources=(TEXT(begin=0.9, end=0.95),),
         optimizers=comparison.optimizers(3e-3, weight_decay=0.1),
         sequence_length_tokens=128,
-        batch_size=16,
-        train_steps=600,
+        batch_size=4,
+        train_steps=800,
         seed=seed,
         log_every_steps=50,
-        eval_every_steps=600,
-        save_every_steps=600,
+        eval_every_steps=800,
+        save_every_steps=800,
     )
 
 

@@ -92,13 +92,21 @@ class AttentionConfig:
                 "minimax coefficients fit exp on a bounded range of scores; got radius=None. "
                 "Set normalize_query_key=True and a radius, such as 2.0."
             )
-        # 2%: queries and keys rounded to bfloat16 may be that much longer than 1.
-        largest = 0.98 * taylor.positive_radius(self.polynomial)
+        self.check_weights_are_positive("float32")
+
+    def check_weights_are_positive(self, dtype: str) -> None:
+        """Refuses scores of negative weight, where queries and keys are rounded to `dtype`."""
+        if self.kind == "softmax":
+            return
+        # Rounded to bfloat16, queries and keys may be 2% longer than 1.
+        margin = 1e-3 if dtype == "float32" else 0.02
+        largest = (1 - margin) * taylor.positive_radius(self.polynomial)
         if largest < (math.inf if self.radius is None else self.radius):
             raise ValueError(
-                f"order {self.order} gives negative weights to scores below {-largest:.3f}; got "
-                f"normalize_query_key={self.normalize_query_key}, radius={self.radius}. Use an "
-                f"even order, or normalize_query_key=True with a radius up to {largest:.3f}."
+                f"order {self.order} gives negative weights to scores below {-largest:.3f} in "
+                f"{dtype}; got normalize_query_key={self.normalize_query_key}, "
+                f"radius={self.radius}. Use an even order, or normalize_query_key=True with a "
+                f"radius up to {largest:.3f}."
             )
 
     def log_decay(self, num_kv_heads: int) -> np.ndarray | None:

@@ -57,6 +57,7 @@ class TransformerConfig:
                 "num_heads must be a multiple of num_kv_heads (each serves a group of query "
                 f"heads); got num_heads={self.num_heads}, num_kv_heads={self.num_kv_heads}."
             )
+        self.attention.check_weights_are_positive(self.dtype)
         if self.attention.kind == "taylor":
             num_features = taylor.num_features(self.head_dim, self.attention.order)
             if num_features > MAX_TAYLOR_FEATURES:

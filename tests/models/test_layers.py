@@ -122,6 +122,14 @@ def test_unsafe_attention_is_refused(settings, message):
         AttentionConfig(**settings)
 
 
+def test_a_radius_leaves_room_for_the_rounding_of_the_dtype():
+    nearly_1 = AttentionConfig(kind="taylor", order=1, normalize_query_key=True, radius=0.999)
+    shape = {"vocab_size": 8, "width": 8, "num_layers": 1, "num_heads": 4, "head_dim": 4}
+    TransformerConfig(attention=nearly_1, **shape)
+    with pytest.raises(ValueError, match="in bfloat16.*up to 0.980"):
+        TransformerConfig(attention=nearly_1, dtype="bfloat16", **shape)
+
+
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
