@@ -466,26 +466,26 @@ def _slopes(spec: Spec, left_ZCAt, right_ZTW, value_ZTE, state):
 
             def one_tile(run, tile, slot, dright):
                 dright = list(dright)  # one array per 16 columns
-                for start in range(0, plan.tile, blocks.columns):
-                    stop = min(start + blocks.columns, run.pieces[-1].slot + run.pieces[-1].width)
-                    if start >= stop:
-                        break
+                used = run.pieces[-1].slot + run.pieces[-1].width
+                products = zeros
+                for start in range(0, used, blocks.columns):
+                    stop = min(start + blocks.columns, used)
                     columns = tiles.at[slot, :, pl.ds(start, stop - start)]
                     dphi = product(value.at[warpgroup], columns)
-                    for piece in run.pieces:
-                        first, last = max(start, piece.slot), min(stop, piece.slot + piece.width)
+                    for piece in run.pieces:  # the last one may go on in the next columns
+                        end = piece.slot + piece.width
+                        if not (piece.slot < stop and start < end):
+                            continue
                         a = run.left_of(tile) + piece.left
-                        if first < last:
-                            factor = down(left[warpgroup, a].astype(f32), COLUMNS)
-                        if first == piece.slot:
-                            products = zeros
-                        for column in range(first, last, COLUMNS):
+                        factor = down(left[warpgroup, a].astype(f32), COLUMNS)
+                        for column in range(max(start, piece.slot), min(stop, end), COLUMNS):
                             part = dphi[:, column - start : column - start + COLUMNS]
                             j = piece.right + column - piece.slot
                             dright[j // COLUMNS] += factor * part
                             products += block[:, j : j + COLUMNS].astype(f32) * part
-                        if last == piece.slot + piece.width and first < last:
+                        if end <= stop:
                             dleft_hbm[head, chunk, a, in_chunk] = products.sum(1)
+                            products = zeros
                 return tuple(dright)
 
             dright = _tiles(plan, blocks, full, free, one_tile, (zeros,) * num_columns)

@@ -63,8 +63,11 @@ class BlockSizes:
                 f"the chunk must be a multiple of {ROWS} * warpgroups tokens, that of keys and "
                 f"backward_keys, and both of {ROWS}; got {self}."
             )
-        if self.features % COLUMNS or not 2 * COLUMNS <= self.features <= 256:
-            raise ValueError(f"features must be a multiple of {COLUMNS} up to 256; got {self}.")
+        for width, least in ((self.features, 2 * COLUMNS), (self.columns, COLUMNS)):
+            if width % COLUMNS or not least <= width <= 256:
+                raise ValueError(
+                    f"features and columns must be multiples of {COLUMNS} up to 256; got {self}."
+                )
 
     @property
     def tokens(self) -> int:

@@ -11,6 +11,7 @@ import pytest
 
 from kernels import taylor_attention as taylor
 from kernels.taylor_attention import (
+    api,
     features,
     mosaic_gpu,
     mosaic_gpu_state,
@@ -133,11 +134,14 @@ def outputs(implementation, arguments, options, gradients):
 
 
 def check(shape, *, everything, gradients):
+    # 16 columns at once: no piece of a tile begins and ends within them
+    blocks = mosaic_gpu.BlockSizes(columns=16)
+    implementation = functools.partial(mosaic_gpu.taylor_attention, blocks=blocks)
     arguments, options = inputs(**shape, everything=everything)
     wide = jax.tree.map(lambda x: x.astype(jnp.float32), arguments)
     want = outputs(reference.taylor_attention, wide, options, gradients)
     with gpu_interpreter.described_h200(), gpu_interpreter.interpreted():
-        got = outputs(mosaic_gpu.taylor_attention, arguments, options, gradients)
+        got = outputs(implementation, arguments, options, gradients)
         got = jax.tree.map(np.asarray, got)  # computed before the contexts end
     for (path, w), g in zip(
         jax.tree_util.tree_leaves_with_path(want), jax.tree.leaves(got), strict=True
@@ -217,6 +221,15 @@ def test_gradients_of_the_target_shapes_lower_for_an_h200(width, order, group, v
     assert text.count("@mosaic_gpu") == 13
 
 
+@pytest.mark.parametrize(("dtype", "chosen"), [("bfloat16", "mosaic_gpu"), ("float32", "xla")])
+def test_a_hopper_gpu_takes_these_kernels_where_they_can(dtype, chosen, monkeypatch):
+    monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
+    query = jnp.zeros((1, 8192, 1, 1, 16), dtype)
+    key = query[:, :, 0]
+    with gpu_interpreter.described_h200():
+        assert api._choose(query, key, key, taylor.taylor_coefficients(2)) == chosen
+
+
 @pytest.mark.cuda
 @pytest.mark.parametrize(
     ("width", "order", "value_width"), [(64, 2, 64), (8, 4, 128), (4, 8, 128), (16, 2, 128)]
@@ -265,3 +278,5 @@ def test_impossible_block_sizes_are_refused():
         mosaic_gpu.BlockSizes(chunk=100)
     with pytest.raises(ValueError, match="features"):
         mosaic_gpu.BlockSizes(features=24)
+    with pytest.raises(ValueError, match="columns"):
+        mosaic_gpu.BlockSizes(columns=8)
