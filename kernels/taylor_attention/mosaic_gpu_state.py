@@ -86,8 +86,8 @@ def recall(
         if the heads that share a state differ in it.
       gates: [Y, C], a constant.
     """
-    narrow = _narrowed(query_left, query_right, key_left, key_right, value)
-    out, last, _ = _recall(spec, *narrow, first, weights, gates)
+    factors = _narrowed(query_left, query_right, key_left, key_right, value)
+    out, last, _ = _recall(spec, factors, first, weights, gates)
     return out, last
 
 
@@ -95,8 +95,9 @@ def _narrowed(*arrays):
     return tuple(x.astype(bf16) for x in arrays)
 
 
-def _recall(spec, query_left, query_right, key_left, key_right, value, first, weights, gates):
+def _recall(spec, factors, first, weights, gates):
     """Also returns the weighted states that the queries read."""
+    query_left, query_right, key_left, key_right, value = factors
     added = _sums(spec.keys, key_left, key_right, value)
     before, last = _prefix(added, first, gates, weights, bf16)
     return _read(spec.queries(weights, gates), query_left, query_right, before), last, before
@@ -105,7 +106,7 @@ def _recall(spec, query_left, query_right, key_left, key_right, value, first, we
 def _recall_forward(spec, *arguments):
     *factors, first, weights, gates = (x.value for x in arguments)
     factors = _narrowed(*factors)
-    out, last, before = _recall(spec, *factors, first, weights, gates)
+    out, last, before = _recall(spec, factors, first, weights, gates)
     plain = None
     if arguments[-2].perturbed:  # learned coefficients
         key_left, key_right, value = factors[2:]
@@ -151,9 +152,13 @@ def prefix(added: jax.Array, first: jax.Array, gates: jax.Array) -> tuple[jax.Ar
     return _prefix(added, first, gates, None, f32)
 
 
+def _prefix_vjp(gates, bars):
+    before_bar, last_bar = bars
+    return *_prefix_backward(before_bar, last_bar, gates, None, f32), None
+
+
 prefix.defvjp(
-    lambda added, first, gates: (_prefix(added, first, gates, None, f32), gates),
-    lambda gates, bars: (*_prefix_backward(*bars, gates, None, f32), None),
+    lambda added, first, gates: (_prefix(added, first, gates, None, f32), gates), _prefix_vjp
 )
 
 
