@@ -11,7 +11,7 @@ from configs.base import Experiment
 from evaluation.scoring import HeldOut, ScoredModel, ScoringConfig
 from models.attention import AttentionConfig
 from models.transformer import TransformerConfig
-from train.optimizers import AdamWConfig, OptimizersConfig
+from train.optimizers import OptimizerConfig, OptimizersConfig
 from train.pipeline import Pipeline, Stage
 
 # Order 1 is positive for scores above -1 only, and what is not sought keeps at least the share
@@ -41,7 +41,7 @@ def small_model(attention: AttentionConfig, **fields: Any) -> TransformerConfig:
 def optimizers(learning_rate: float, **fields: Any) -> OptimizersConfig:
     """AdamW for the policy network; the value head is not used."""
     fields = {"warmup_steps": 50, "weight_decay": 0.01, "b2": 0.98} | fields
-    return OptimizersConfig(policy=AdamWConfig(peak_learning_rate=learning_rate, **fields))
+    return OptimizersConfig(policy=OptimizerConfig(peak_learning_rate=learning_rate, **fields))
 
 
 def compare(

@@ -24,7 +24,7 @@ from models.transformer import TransformerConfig
 from search.gumbel import SearchConfig
 from search.self_play import SelfPlayConfig
 from search.token_model import ActionConfig
-from train.optimizers import AdamWConfig, OptimizersConfig
+from train.optimizers import OptimizerConfig, OptimizersConfig
 from train.pipeline import Pipeline, Stage
 
 MODEL = TransformerConfig(
@@ -60,7 +60,7 @@ def base(steps: int, seed: int) -> Experiment:
             LegalPlaySource(num_plays=30_000, seed=seed, num_numbers=2, max_number=99, weight=0.5),
         ),
         optimizers=OptimizersConfig(
-            policy=AdamWConfig(
+            policy=OptimizerConfig(
                 peak_learning_rate=3e-3, warmup_steps=100, weight_decay=0.01, b2=0.98
             )
         ),
@@ -74,7 +74,7 @@ def base(steps: int, seed: int) -> Experiment:
 
 def learn(previous: str, records: dict[str, float], steps: int, seed: int) -> Experiment:
     """Policy and value from records (stage -> weight), and more of legal play."""
-    optimizer = functools.partial(AdamWConfig, warmup_steps=20, weight_decay=0.05, b2=0.98)
+    optimizer = functools.partial(OptimizerConfig, warmup_steps=20, weight_decay=0.05, b2=0.98)
     return Experiment(
         model=MODEL,
         tokenizer="game24",

@@ -10,7 +10,7 @@ Measured on two shared cores of an AMD EPYC (2026-11-21): held-out loss 5.81 -> 
 from configs.base import Experiment
 from data.documents import LegalPlaySource
 from models.transformer import TransformerConfig
-from train.optimizers import AdamWConfig, OptimizersConfig
+from train.optimizers import OptimizerConfig, OptimizersConfig
 
 
 def get_config() -> Experiment:
@@ -20,7 +20,7 @@ def get_config() -> Experiment:
         sources=(LegalPlaySource(num_plays=20_000, loss="completion"),),
         validation_sources=(LegalPlaySource(num_plays=1_000, seed=1, loss="completion"),),
         optimizers=OptimizersConfig(
-            policy=AdamWConfig(peak_learning_rate=3e-3, warmup_steps=20, weight_decay=0.01),
+            policy=OptimizerConfig(peak_learning_rate=3e-3, warmup_steps=20, weight_decay=0.01),
         ),
         sequence_length_tokens=64,
         batch_size=32,

@@ -1,8 +1,8 @@
 """The two optimizers, and which parameters each one owns.
 
-The policy network (trunk and next-token head) and the value head each have an AdamW with its own
-learning rate, schedule, clipping and step count. Nothing is shared: a step of one leaves the
-parameters and the moments of the other bit for bit as they were.
+The policy network (trunk and next-token head) and the value head each have an AdamW or Muon with
+its own learning rate, schedule, clipping and step count. Nothing is shared: a step of one leaves
+the parameters and the moments of the other bit for bit as they were.
 """
 
 import math
@@ -11,6 +11,7 @@ from typing import Any, Literal
 
 import jax
 import optax
+from optax import contrib
 
 Params = dict[str, Any]
 
@@ -24,9 +25,12 @@ UNDECAYED_NAMES = ("scale", "bias", "embedding")
 
 
 @dataclass(frozen=True, kw_only=True)
-class AdamWConfig:
-    """AdamW (Loshchilov & Hutter, arXiv:1711.05101) with clipping, a schedule and accumulation."""
+class OptimizerConfig:
+    """One optimizer, with clipping, a schedule and accumulation."""
 
+    kind: Literal["adamw", "muon"] = "adamw"
+    """"adamw" (arXiv:1711.05101), or "muon": matrices move along their orthogonalised momentum, all
+    else by AdamW. The two have steps of like size (RMS 0.2, arXiv:2502.16982, section 2.2)."""
     peak_learning_rate: float
     """Learning rate after the warm-up. 0 freezes the group: no step, no decay, no moments."""
     warmup_steps: int = 0
@@ -38,7 +42,9 @@ class AdamWConfig:
     weight_decay: float = 0.0
     """Decoupled decay per step, times the learning rate; never on norms, biases, embeddings."""
     b1: float = 0.9
-    """Decay of the running mean of gradients."""
+    """Decay of AdamW's running mean of gradients."""
+    momentum: float = 0.95
+    """Decay of Muon's running mean of gradients."""
     b2: float = 0.95
     """Decay of the running mean of squared gradients."""
     epsilon: float = 1e-8
@@ -63,15 +69,15 @@ class AdamWConfig:
 class OptimizersConfig:
     """One optimizer for the policy network, one for the value head."""
 
-    policy: AdamWConfig
+    policy: OptimizerConfig
     """Owns the trunk and the next-token head."""
-    value: AdamWConfig = AdamWConfig(peak_learning_rate=0.0)
+    value: OptimizerConfig = OptimizerConfig(peak_learning_rate=0.0)
     """Owns the value head. Frozen unless set: plain language modelling has no value labels."""
     value_gradient_to_trunk: bool = True
     """Whether the value loss also shapes the trunk, or only its own head."""
 
 
-def learning_rate(config: AdamWConfig, train_steps: int) -> optax.Schedule:
+def learning_rate(config: OptimizerConfig, train_steps: int) -> optax.Schedule:
     """Learning rate as a function of the optimizer's own step count.
 
     The schedule ends with the run: `train_steps` of the loop are `train_steps / accumulate_steps`
@@ -121,33 +127,62 @@ def decayed_parameters(params: Params) -> Params:
     return jax.tree_util.tree_map_with_path(is_decayed, params)
 
 
+def matrix_axes(params: Params) -> Any:
+    """Which axes of a parameter are the input and the output of a matrix, for Muon; None for one
+    that is no matrix inside the network: norms, biases, taps, embeddings and what reads them out.
+    """
+
+    def axes(path, leaf) -> contrib.MuonDimensionNumbers | None:
+        *_, layer, name = (getattr(entry, "key", "") for entry in path)
+        if name != "kernel" or layer == "unembed" or leaf.shape[-1] == 1:
+            return None
+        num_inputs = leaf.ndim - 1 if layer == "out" else 1  # [heads, head_dim, width] is the first
+        order = tuple(range(leaf.ndim))
+        return contrib.MuonDimensionNumbers(order[:num_inputs], order[num_inputs:])
+
+    return jax.tree_util.tree_map_with_path(axes, params)
+
+
 def make_optimizer(
     config: OptimizersConfig, train_steps: int
 ) -> optax.GradientTransformationExtraArgs:
     """Both optimizers as one optax transformation over the whole parameter tree."""
     return optax.partition(
         {
-            "policy": _adamw(config.policy, train_steps),
-            "value": _adamw(config.value, train_steps),
+            "policy": _optimizer(config.policy, train_steps),
+            "value": _optimizer(config.value, train_steps),
         },
         label_parameters,
     )
 
 
-def _adamw(config: AdamWConfig, train_steps: int) -> optax.GradientTransformation:
+def _optimizer(config: OptimizerConfig, train_steps: int) -> optax.GradientTransformation:
     if not config.peak_learning_rate:
         return optax.set_to_zero()
     steps = [] if config.clip_norm is None else [optax.clip_by_global_norm(config.clip_norm)]
-    steps.append(
-        optax.adamw(
-            learning_rate(config, train_steps),
+    schedule = learning_rate(config, train_steps)
+    if config.kind == "muon":
+        muon = contrib.muon(
+            schedule,
+            beta=config.momentum,
+            weight_decay=config.weight_decay,
+            adam_b1=config.b1,
+            adam_b2=config.b2,
+            eps=config.epsilon,
+            consistent_rms=0.2,
+            muon_weight_dimension_numbers=matrix_axes,
+        )
+        steps.append(muon)
+    else:
+        adamw = optax.adamw(
+            schedule,
             b1=config.b1,
             b2=config.b2,
             eps=config.epsilon,
             weight_decay=config.weight_decay,
             mask=decayed_parameters,
         )
-    )
+        steps.append(adamw)
     optimizer = optax.chain(*steps)
     if config.accumulate_steps == 1:
         return optimizer

@@ -16,7 +16,7 @@ from models.language_model import LanguageModel
 from models.transformer import TransformerConfig
 from train import loop
 from train.errors import ConfigError
-from train.optimizers import AdamWConfig, OptimizersConfig
+from train.optimizers import OptimizerConfig, OptimizersConfig
 from train.pipeline import Stage
 
 RECALL = RecallSource(num_documents=20, context_tokens=8, num_pairs=2, num_symbols=6, seed=9)
@@ -32,7 +32,7 @@ def experiment(seed=0, **attention) -> Experiment:
         ),
         tokenizer="symbols-6",
         sources=(dataclasses.replace(RECALL, seed=0),),
-        optimizers=OptimizersConfig(policy=AdamWConfig(peak_learning_rate=1e-2)),
+        optimizers=OptimizersConfig(policy=OptimizerConfig(peak_learning_rate=1e-2)),
         sequence_length_tokens=20,
         batch_size=4,
         train_steps=2,

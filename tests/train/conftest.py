@@ -7,7 +7,7 @@ import pytest
 from configs.base import Experiment
 from data.documents import LegalPlaySource
 from models.transformer import TransformerConfig
-from train.optimizers import AdamWConfig, OptimizersConfig
+from train.optimizers import OptimizerConfig, OptimizersConfig
 
 
 @pytest.fixture(scope="session")
@@ -22,7 +22,7 @@ def minuscule():
         sources=(LegalPlaySource(num_plays=400),),
         validation_sources=(LegalPlaySource(num_plays=40, seed=1),),
         optimizers=OptimizersConfig(
-            policy=AdamWConfig(peak_learning_rate=1e-2, warmup_steps=2, weight_decay=0.1),
+            policy=OptimizerConfig(peak_learning_rate=1e-2, warmup_steps=2, weight_decay=0.1),
         ),
         sequence_length_tokens=32,
         batch_size=8,

@@ -12,7 +12,7 @@ from data.hybrid import HybridConfig
 from data.tokenizer import load_tokenizer
 from train import checkpoints, loop, metrics
 from train.errors import ConfigError, Preempted
-from train.optimizers import AdamWConfig, OptimizersConfig
+from train.optimizers import OptimizerConfig, OptimizersConfig
 from train.stopping import StopFlag
 
 
@@ -163,7 +163,7 @@ def test_training_starts_from_the_parameters_of_another_run(whole, minuscule, tm
 
 
 def test_divergence_ends_the_run_with_advice_and_saves_nothing_broken(minuscule, tmp_path):
-    reckless = AdamWConfig(peak_learning_rate=1e38, schedule="constant", clip_norm=None)
+    reckless = OptimizerConfig(peak_learning_rate=1e38, schedule="constant", clip_norm=None)
     experiment = minuscule(optimizers=OptimizersConfig(policy=reckless), save_every_steps=1)
     with pytest.raises(ConfigError, match="training must stay finite; at step .*Lower optim"):
         loop.run(experiment, tmp_path)

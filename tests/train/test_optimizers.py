@@ -1,5 +1,7 @@
 """The two optimizers: who owns what, and that a step of one cannot be seen by the other."""
 
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -7,7 +9,7 @@ import optax
 import pytest
 
 from train import optimizers
-from train.optimizers import AdamWConfig, OptimizersConfig
+from train.optimizers import OptimizerConfig, OptimizersConfig
 
 PARAMS = {
     "trunk": {"embedding": jnp.ones((3, 2)), "dense": {"kernel": jnp.full((2, 2), 2.0)}},
@@ -31,7 +33,7 @@ def run_steps(optimizer, all_gradients, params=PARAMS):
     return params, state
 
 
-def both(policy: AdamWConfig, value: AdamWConfig, train_steps: int = 10):
+def both(policy: OptimizerConfig, value: OptimizerConfig, train_steps: int = 10):
     config = OptimizersConfig(policy=policy, value=value)
     return optimizers.make_optimizer(config, train_steps)
 
@@ -42,8 +44,9 @@ def assert_same_bits(got, want):
     )
 
 
-CONSTANT = AdamWConfig(peak_learning_rate=0.1, schedule="constant", weight_decay=0.1)
-EVERY_SECOND = AdamWConfig(
+CONSTANT = OptimizerConfig(peak_learning_rate=0.1, schedule="constant", weight_decay=0.1)
+MUON = OptimizerConfig(kind="muon", peak_learning_rate=0.1, schedule="constant", clip_norm=None)
+EVERY_SECOND = OptimizerConfig(
     peak_learning_rate=0.1, schedule="constant", weight_decay=0.1, accumulate_steps=2
 )
 
@@ -62,10 +65,11 @@ def test_a_step_of_one_leaves_parameters_and_moments_of_the_other_bit_identical(
     )
 
 
+@pytest.mark.parametrize("config", [CONSTANT, MUON], ids=["adamw", "muon"])
 @pytest.mark.parametrize("moved", ["trunk", "value_head"])
-def test_no_gradient_of_one_group_reaches_the_other_through_clipping_or_moments(moved):
+def test_no_gradient_of_one_group_reaches_the_other_through_clipping_or_moments(moved, config):
     other = {"trunk": "value_head", "value_head": "trunk"}[moved]
-    optimizer = both(CONSTANT, CONSTANT)
+    optimizer = both(config, config)
     small = {"trunk": 0.1, "value_head": 0.1}
     huge = small | {moved: 1e6}
     quiet, quiet_state = run_steps(optimizer, [gradients(small["trunk"], small["value_head"])] * 3)
@@ -76,7 +80,7 @@ def test_no_gradient_of_one_group_reaches_the_other_through_clipping_or_moments(
 
 
 def test_together_they_do_what_each_does_alone():
-    value = AdamWConfig(peak_learning_rate=0.3, warmup_steps=2, clip_norm=0.5, b2=0.9)
+    value = OptimizerConfig(peak_learning_rate=0.3, warmup_steps=2, clip_norm=0.5, b2=0.9)
     all_gradients = [gradients(0.5, 0.7), gradients(-0.2, 0.1), gradients(0.3, 0.3)]
     together, _ = run_steps(both(CONSTANT, value), all_gradients)
     alone = optax.chain(
@@ -90,6 +94,60 @@ def test_together_they_do_what_each_does_alone():
     )
 
 
+MATRICES = {  # path -> shape, and how many leading axes are the input
+    ("attention", "query", "kernel"): ((12, 2, 4), 1),
+    ("attention", "out", "kernel"): ((2, 4, 12), 2),
+    ("mlp", "down", "kernel"): ((24, 12), 1),
+}
+OTHERS = {
+    ("embedding",): (7, 12),
+    ("unembed", "kernel"): (12, 7),
+    ("norm", "scale"): (12,),
+    ("attention", "key_convolution", "taps"): (4, 2, 4),
+}
+
+
+def test_muon_turns_matrices_and_leaves_all_else_to_adamw():
+    """Muon's update of a matrix [m, n] has equal singular values, and RMS 0.2 at full rank."""
+    rng = np.random.default_rng(0)
+    shapes = {path: shape for path, (shape, _) in MATRICES.items()} | OTHERS
+    normal = lambda: _nested({p: rng.normal(size=s) for p, s in shapes.items()})  # noqa: E731
+    params, gradient = {"trunk": normal()}, {"trunk": normal()}
+    step = lambda config: run_steps(both(config, config), [gradient], params)[0]["trunk"]  # noqa: E731
+    muon, adamw = step(MUON), step(dataclasses.replace(MUON, kind="adamw"))
+    for path, (shape, num_inputs) in MATRICES.items():
+        moved = np.asarray(_at(muon, path) - _at(params["trunk"], path)) / -0.1
+        matrix = moved.reshape(np.prod(shape[:num_inputs]), -1)
+        singular = np.linalg.svd(matrix, compute_uv=False) / (0.2 * np.sqrt(max(matrix.shape)))
+        # Five Newton-Schulz steps bring them near 1, not to it.
+        assert singular.min() > 0.6 and singular.max() < 1.3, path
+        own = np.linalg.svd(_at(gradient["trunk"], path).reshape(matrix.shape), full_matrices=False)
+        alignment = np.sum(matrix * (own[0] @ own[2])) / np.linalg.norm(matrix)
+        assert alignment / np.sqrt(min(matrix.shape)) > 0.97, path  # U V^T of the gradient
+    for path in OTHERS:
+        # optax gives this AdamW Nesterov's look-ahead: its first step is 1 / b1 as long.
+        assert np.sign(_at(muon, path) - _at(params["trunk"], path)).tolist() == (
+            np.sign(_at(adamw, path) - _at(params["trunk"], path)).tolist()
+        ), path
+        assert np.ptp(np.abs(_at(muon, path) - _at(params["trunk"], path))) < 1e-5, path
+
+
+def _nested(flat):
+    tree = {}
+    for path, leaf in flat.items():
+        at = tree
+        for name in path[:-1]:
+            at = at.setdefault(name, {})
+        at[path[-1]] = jnp.asarray(leaf, jnp.float32)
+    return tree
+
+
+def _at(tree, path):
+    for name in path:
+        tree = tree[name]
+    return tree
+
+
 def test_weight_decay_leaves_embeddings_alone():
     params, _ = run_steps(both(CONSTANT, CONSTANT), [gradients(0.0, 0.0)])
     np.testing.assert_array_equal(params["trunk"]["embedding"], PARAMS["trunk"]["embedding"])
@@ -97,15 +155,15 @@ def test_weight_decay_leaves_embeddings_alone():
 
 
 def test_learning_rate_zero_freezes_a_group_without_keeping_moments():
-    optimizer = both(CONSTANT, AdamWConfig(peak_learning_rate=0.0, weight_decay=0.1))
+    optimizer = both(CONSTANT, OptimizerConfig(peak_learning_rate=0.0, weight_decay=0.1))
     params, state = run_steps(optimizer, [gradients(1.0, 1.0)] * 2)
     assert_same_bits(params["value_head"], PARAMS["value_head"])
     assert not jax.tree.leaves(state.inner_states["value"])
 
 
 def test_accumulation_takes_one_step_with_the_mean_gradient():
-    accumulating = AdamWConfig(peak_learning_rate=0.1, schedule="constant", accumulate_steps=2)
-    plain = AdamWConfig(peak_learning_rate=0.1, schedule="constant")
+    accumulating = OptimizerConfig(peak_learning_rate=0.1, schedule="constant", accumulate_steps=2)
+    plain = OptimizerConfig(peak_learning_rate=0.1, schedule="constant")
     split, _ = run_steps(both(accumulating, CONSTANT), [gradients(0.2, 0), gradients(0.6, 0)])
     whole, _ = run_steps(both(plain, CONSTANT), [gradients(0.4, 0)])
     np.testing.assert_allclose(
@@ -120,7 +178,7 @@ def test_a_parameter_that_no_optimizer_owns_is_named():
 
 @pytest.mark.parametrize(("schedule", "middle"), [("cosine", 0.55), ("linear", 0.55)])
 def test_schedule_rises_to_the_peak_and_ends_at_the_final_fraction(schedule, middle):
-    config = AdamWConfig(
+    config = OptimizerConfig(
         peak_learning_rate=1.0, warmup_steps=4, schedule=schedule, final_fraction=0.1
     )
     rate = optimizers.learning_rate(config, train_steps=24)
@@ -129,7 +187,7 @@ def test_schedule_rises_to_the_peak_and_ends_at_the_final_fraction(schedule, mid
 
 
 def test_schedule_of_an_accumulating_optimizer_ends_with_the_run():
-    config = AdamWConfig(peak_learning_rate=1.0, schedule="linear", accumulate_steps=4)
+    config = OptimizerConfig(peak_learning_rate=1.0, schedule="linear", accumulate_steps=4)
     assert float(optimizers.learning_rate(config, train_steps=40)(10)) == 0.0
 
 
@@ -138,4 +196,4 @@ def test_schedule_of_an_accumulating_optimizer_ends_with_the_run():
 )
 def test_unusable_settings_are_refused(change):
     with pytest.raises(ValueError, match=next(iter(change))):
-        AdamWConfig(**{"peak_learning_rate": 1.0, **change})
+        OptimizerConfig(**{"peak_learning_rate": 1.0, **change})

@@ -14,7 +14,7 @@ from models.language_model import LanguageModel
 from tests.data import synthetic_records
 from train import checkpoints, loop
 from train.errors import ConfigError, DataError, Preempted
-from train.optimizers import AdamWConfig, OptimizersConfig
+from train.optimizers import OptimizerConfig, OptimizersConfig
 from train.stopping import StopFlag
 
 TOKENIZER = load_tokenizer("game24")
@@ -38,8 +38,8 @@ def hybrid_experiment(minuscule, tmp_path_factory):
                 path_tokens=40,
             ),
             "optimizers": OptimizersConfig(
-                policy=AdamWConfig(peak_learning_rate=1e-2),
-                value=AdamWConfig(peak_learning_rate=1e-2),
+                policy=OptimizerConfig(peak_learning_rate=1e-2),
+                value=OptimizerConfig(peak_learning_rate=1e-2),
             ),
             "validation_sources": (),
         }
@@ -118,8 +118,8 @@ def test_search_of_one_game_is_learned_by_heart(hybrid_experiment, tmp_path):
 def test_a_frozen_policy_stays_bit_identical_while_the_value_learns(hybrid_experiment, tmp_path):
     experiment = hybrid_experiment(
         optimizers=OptimizersConfig(
-            policy=AdamWConfig(peak_learning_rate=0.0),
-            value=AdamWConfig(peak_learning_rate=1e-2, weight_decay=0.1),
+            policy=OptimizerConfig(peak_learning_rate=0.0),
+            value=OptimizerConfig(peak_learning_rate=1e-2, weight_decay=0.1),
         ),
         save_every_steps=3,
     )

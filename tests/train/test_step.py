@@ -14,18 +14,17 @@ from models.sharding import MeshConfig
 from models.transformer import TransformerConfig
 from train import optimizers, recipes
 from train import step as steps
-from train.optimizers import AdamWConfig, OptimizersConfig
+from train.optimizers import OptimizerConfig, OptimizersConfig
 
 MODEL = LanguageModel(
     TransformerConfig(vocab_size=32, width=16, num_layers=1, num_heads=2, head_dim=8, mlp_width=32)
 )
-OPTIMIZER = optimizers.make_optimizer(
-    OptimizersConfig(
-        policy=AdamWConfig(peak_learning_rate=1e-2, weight_decay=0.1),
-        value=AdamWConfig(peak_learning_rate=1e-2),
-    ),
-    train_steps=10,
-)
+
+
+def make_optimizer(kind="adamw"):
+    policy = OptimizerConfig(kind=kind, peak_learning_rate=1e-2, weight_decay=0.1)
+    value = OptimizerConfig(kind=kind, peak_learning_rate=1e-2)
+    return optimizers.make_optimizer(OptimizersConfig(policy=policy, value=value), train_steps=10)
 
 
 def hybrid_batch(seed: int, rows: int = 8, length: int = 12):
@@ -54,16 +53,17 @@ def hybrid_batch(seed: int, rows: int = 8, length: int = 12):
     }
 
 
-def train(loss_fn, batches, mesh):
+def train(loss_fn, batches, mesh, optimizer=None):
+    optimizer = optimizer or make_optimizer()
     abstract_state = jax.eval_shape(
-        lambda: steps.init_state(jax.random.key(0), MODEL.init, OPTIMIZER)
+        lambda: steps.init_state(jax.random.key(0), MODEL.init, optimizer)
     )
     shardings = steps.state_shardings(abstract_state, MODEL.abstract_params(), mesh)
     init = jax.jit(
-        lambda key: steps.init_state(key, MODEL.init, OPTIMIZER), out_shardings=shardings
+        lambda key: steps.init_state(key, MODEL.init, optimizer), out_shardings=shardings
     )
     state = init(jax.random.key(0))
-    train_step = steps.jit_train_step(loss_fn, OPTIMIZER, shardings)
+    train_step = steps.jit_train_step(loss_fn, optimizer, shardings)
     all_metrics = []
     for batch in batches:
         state, metrics = train_step(
@@ -82,16 +82,21 @@ def hybrid_loss(value_gradient_to_trunk=True):
 
 @pytest.mark.devices(8)
 @pytest.mark.slow
-def test_training_on_eight_devices_equals_one():
+@pytest.mark.parametrize("kind", ["adamw", "muon"])
+def test_training_on_eight_devices_equals_one(kind):
     batches = [hybrid_batch(i) for i in range(4)]
     many = sharding.make_mesh(MeshConfig(data=2, fsdp=2, tensor=2))
     one = sharding.make_mesh(MeshConfig(), devices=jax.devices()[:1])
-    got, got_metrics = train(hybrid_loss(), batches, many)
-    want, want_metrics = train(hybrid_loss(), batches, one)
+    optimizer = make_optimizer(kind)
+    got, got_metrics = train(hybrid_loss(), batches, many, optimizer)
+    want, want_metrics = train(hybrid_loss(), batches, one, optimizer)
 
     kernel = got.params["trunk"]["block_0"]["mlp"]["up"]["kernel"]
     assert kernel.addressable_shards[0].data.shape == (8, 16)  # really cut: [16, 32] over 2 x 2
-    moments = got.opt_state.inner_states["policy"].inner_state[1][0].mu
+    moments = got.opt_state.inner_states["policy"].inner_state[1]
+    if kind == "muon":
+        moments = moments.inner_states["muon"].inner_state
+    moments = moments[0].mu
     assert moments["trunk"]["block_0"]["mlp"]["up"]["kernel"].sharding == kernel.sharding
     for got_step, want_step in zip(got_metrics, want_metrics, strict=True):
         for name, value in want_step.items():
