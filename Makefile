@@ -50,5 +50,5 @@ soak: $(STAMP)
 
 $(STAMP): pyproject.toml constraints.txt
 	.venv/bin/python -m pip --version >/dev/null 2>&1 || python3 -m venv --clear .venv
-	.venv/bin/python -m pip install --quiet --constraint constraints.txt --editable '.[dev$(addprefix $(comma),$(EXTRAS))]'
+	.venv/bin/python -m pip install --quiet --no-compile --constraint constraints.txt --editable '.[dev$(addprefix $(comma),$(EXTRAS))]'
 	touch $@
