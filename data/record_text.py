@@ -6,7 +6,7 @@ byte is a part of a character), so a run's text is what it adds to the text befo
 
 import dataclasses
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import TypeVar
 
 from data import tokenizer as tokenizers
@@ -87,6 +87,30 @@ def node_paths(record: SearchRecord, position: Position, tree: Tree) -> list[Tok
     return paths
 
 
+def judge(record: SearchRecord, check: Callable[[str], bool], tokenizer: Tokenizer) -> SearchRecord:
+    """The record with the outcomes that a checker gives to all that was not checked.
+
+    That is the game itself, its finished texts, and the finished nodes of its trees, which are
+    those that end with the end-of-text token.
+    """
+
+    def outcome(tokens: Tokens, known: float | None) -> float | None:
+        if known is not None or tokens[-1:] != (tokenizer.eos_id,):
+            return known
+        return float(check(tokenizer.decode(tokens)))
+
+    trees = []
+    for position, tree in zip(record.positions, record.trees):
+        paths = node_paths(record, position, tree)
+        trees.append(dataclasses.replace(tree, outcome=tuple(map(outcome, paths, tree.outcome))))
+    return dataclasses.replace(
+        record,
+        outcome=float(check(record.completion)) if record.outcome is None else record.outcome,
+        leaves=tuple(Leaf(tokens=x.tokens, outcome=outcome(x.tokens, x.outcome)) for x in record.leaves),
+        trees=tuple(trees),
+    )
+
+
 # ------------------------------------------------------------------------ for another tokenizer
 
 
@@ -132,17 +156,17 @@ def retokenize(
             continue
         moved = _position(other, position, before, len(start))
         kept.append((moved, tree and _tree(other, tree, node_paths(record, position, tree))))
-    leaves = {
-        tokens: Leaf(tokens=tokens, outcome=leaf.outcome)
+    leaves = tuple(
+        Leaf(tokens=tokens, outcome=leaf.outcome)
         for leaf in record.leaves
         if (tokens := other.whole(leaf.tokens)) is not None
-    }
+    )
     return dataclasses.replace(
         record,
         prompt_tokens=prompt,
         completion_tokens=completion,
         positions=tuple(position for position, _ in kept),
-        leaves=tuple(leaves.values()),
+        leaves=leaves,
         trees=tuple(tree for _, tree in kept if tree),
         tokenizer=None,
     )

@@ -145,12 +145,16 @@ def _payloads(path: pathlib.Path) -> list[bytes]:
 def shards_of(path: Path) -> list[pathlib.Path]:
     """The shard itself, or all shards of a folder in the order of their names.
 
+    A run folder stands for the folder `records` in it.
+
     Raises:
       DataError: if there is none.
     """
     path = pathlib.Path(path)
     if path.suffix == SUFFIX:
         return [path]
+    if (path / "config.json").exists() and (path / "records").is_dir():
+        path /= "records"
     shards = set(path.glob(f"*{SUFFIX}"))
     shards |= {sidecar.with_suffix("") for sidecar in path.glob(f"*{SUFFIX}.json")}
     if not shards:
