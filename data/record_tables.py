@@ -73,7 +73,9 @@ def game_of_row(row: Row) -> SearchRecord:
 
 def _without(part: Row, name: str) -> Row:
     """Without the texts, and without optional columns that hold nothing."""
-    return {key: value for key, value in part.items() if key != name and (key, value) != ("q", None)}
+    return {
+        key: value for key, value in part.items() if key != name and (key, value) != ("q", None)
+    }
 
 
 def _of_game(game: SearchRecord) -> Row:
@@ -115,7 +117,9 @@ def _leaf_rows(game: SearchRecord, text: Tokenizer | None) -> Iterator[Row]:
 
 
 def to_json_line(row: Row) -> bytes:
-    return json.dumps(row, ensure_ascii=False, allow_nan=False, separators=(",", ":")).encode() + b"\n"
+    return (
+        json.dumps(row, ensure_ascii=False, allow_nan=False, separators=(",", ":")).encode() + b"\n"
+    )
 
 
 def read_json_lines(path: str) -> Iterator[SearchRecord]:
@@ -206,7 +210,9 @@ def read_parquet(path: str) -> Iterator[SearchRecord]:
     try:
         file = pyarrow.parquet.ParquetFile(path)
     except (OSError, pa.ArrowException) as error:
-        raise DataError(f"rows of games are read from a Parquet file; got {path}: {error}.") from error
+        raise DataError(
+            f"rows of games are read from a Parquet file; got {path}: {error}."
+        ) from error
     if file.schema_arrow.names != SCHEMAS["games"].names:
         raise DataError(
             f"records come back from rows of games; got {path} with the columns "

@@ -5,6 +5,7 @@ byte is a part of a character), so a run's text is what it adds to the text befo
 """
 
 import dataclasses
+import itertools
 import math
 from collections.abc import Callable, Iterable, Sequence
 from typing import TypeVar
@@ -49,7 +50,7 @@ def tokenizer_of(record: SearchRecord) -> Tokenizer:
 def runs_in_context(
     tokenizer: Tokenizer, before: Tokens, runs: Iterable[Tokens]
 ) -> list[str | None]:
-    """What each run adds to the text of `before`; None where it ends or begins inside a character."""
+    """What each run adds to the text of `before`; None where one ends inside a character."""
     text = tokenizer.decode(before)
     wholes = (tokenizer.decode(before + run) for run in runs)
     return [
@@ -106,7 +107,9 @@ def judge(record: SearchRecord, check: Callable[[str], bool], tokenizer: Tokeniz
     return dataclasses.replace(
         record,
         outcome=float(check(record.completion)) if record.outcome is None else record.outcome,
-        leaves=tuple(Leaf(tokens=x.tokens, outcome=outcome(x.tokens, x.outcome)) for x in record.leaves),
+        leaves=tuple(
+            Leaf(tokens=x.tokens, outcome=outcome(x.tokens, x.outcome)) for x in record.leaves
+        ),
         trees=tuple(trees),
     )
 
@@ -144,8 +147,9 @@ def retokenize(
     if prompt is None or completion is None:
         raise DataError(
             "a record can be learned from with a tokenizer that writes its texts; got "
-            f"{record.problem_id}, {record.prompt + record.completion!r}, which the other one "
-            f"of {to_tokenizer.vocab_size} tokens cannot. Choose another tokenizer or other records."
+            f"{record.problem_id}, {record.prompt + record.completion!r}, which the other "
+            f"one of {to_tokenizer.vocab_size} tokens cannot. Choose another tokenizer or "
+            "other records."
         )
     trees = record.trees or (None,) * len(record.positions)
     kept = []
@@ -216,7 +220,7 @@ def _position(other: _Other, position: Position, before: Tokens, offset: int) ->
         if run := other.run(before, candidate):
             merged[run] = [sum(pair) for pair in zip(merged.get(run, (0.0, 0, 0.0)), numbers)]
     ordered = sorted(merged)  # a run comes right before one that goes on from it
-    for run, following in zip(ordered, ordered[1:]):
+    for run, following in itertools.pairwise(ordered):
         if following[: len(run)] == run:
             del merged[run]
     kept = list(merged.values())

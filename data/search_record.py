@@ -122,7 +122,10 @@ def to_json(record: SearchRecord) -> bytes:
 def to_fields(record: SearchRecord) -> dict[str, Any]:
     """The JSON object of a record, as dictionaries, lists and plain numbers."""
     fields = _plain(record)
-    for part, optional in ((fields, ("tokenizer", "game")), *((t, ("q",)) for t in fields["trees"])):
+    for part, optional in (
+        (fields, ("tokenizer", "game")),
+        *((t, ("q",)) for t in fields["trees"]),
+    ):
         for name in optional:
             if part[name] in (None, []):
                 del part[name]

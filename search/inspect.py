@@ -44,7 +44,9 @@ def overview(stats: Statistics) -> Iterator[str]:
     if stats.visits:
         yield ""
         yield f"visits of {'tree nodes' if stats.depth else 'candidates'}"
-        labels = [f"{2**i}" if not i else f"{2**i}-{2 ** (i + 1) - 1}" for i in range(len(stats.visits))]
+        labels = [
+            f"{2**i}" if not i else f"{2**i}-{2 ** (i + 1) - 1}" for i in range(len(stats.visits))
+        ]
         yield from bars(labels, stats.visits)
     if stats.brier is not None:
         yield ""
@@ -56,7 +58,7 @@ def overview(stats: Statistics) -> Iterator[str]:
 
 
 def percentage(share: Share) -> str:
-    """"12.5% (4-32), 2 of 16"."""
+    """Such as: 12.5% (4-32), 2 of 16."""
     if share.share is None or share.low is None or share.high is None:
         return "not checked"
     return (
@@ -94,10 +96,17 @@ def game_lines(game: SearchRecord, text: Tokenizer | None, *, width: int) -> Ite
         yield f"move {move + 1}, after {position.offset} tokens: value {position.root_value:.3f}"
         yield "   visits  prior  weight  candidate"
         texts = (
-            record_text.candidate_texts(game, position, text) if text else [None] * len(position.visits)
+            record_text.candidate_texts(game, position, text)
+            if text
+            else [None] * len(position.visits)
         )
         rows = zip(
-            position.visits, position.prior, position.weights, texts, position.candidates, strict=False
+            position.visits,
+            position.prior,
+            position.weights,
+            texts,
+            position.candidates,
+            strict=False,
         )
         for visits, prior, weight, said, tokens in rows:
             yield f"  {visits:7} {prior:6.3f} {weight:7.3f}  {_shown(said, tokens)}"
@@ -112,7 +121,9 @@ def tree_lines(
     game: SearchRecord, move: int, tree: Tree, position: Position, text: Tokenizer | None
 ) -> Iterator[str]:
     """A tree, the most visited children first; ● are played, ○ the likeliest path."""
-    texts = record_text.edge_texts(game, position, tree, text) if text else [None] * len(tree.parent)
+    texts = (
+        record_text.edge_texts(game, position, tree, text) if text else [None] * len(tree.parent)
+    )
     children = record_statistics.children_of(tree)
     chosen = set(record_statistics.chosen_path(game, move))
     greedy = set(record_statistics.greedy_path(tree))
@@ -121,13 +132,11 @@ def tree_lines(
     while waiting:
         node, stem, below = waiting.pop()
         q = qs[node]
+        worth = "     -" if q is None else f"{q:6.3f}"
         mark = "●" if node in chosen else "○" if node in greedy else " "
         said = _shown(texts[node], tree.edge_tokens[node]) if node else "·"
         ends = "" if tree.outcome[node] is None else f"  [{_verdict(tree.outcome[node])}]"
-        yield (
-            f"  {tree.visits[node]:7} {tree.prior[node]:6.3f} {'     -' if q is None else f'{q:6.3f}'}"
-            f" {mark} {stem}{said}{ends}"
-        )
+        yield (f"  {tree.visits[node]:7} {tree.prior[node]:6.3f} {worth} {mark} {stem}{said}{ends}")
         ordered = sorted(children[node], key=lambda child: (tree.visits[child], -child))
         for i, child in enumerate(ordered):  # the last is popped first
             joint, line = ("└ ", "  ") if i == 0 else ("├ ", "│ ")
@@ -162,8 +171,8 @@ def print_problem(games: Iterable[SearchRecord], problem_id: str, tokenizer: str
     played = [game for game in games if game.problem_id == problem_id]
     if not played:
         raise DataError(
-            f"--problem names one that was played; got {problem_id!r}, of which there is no record. "
-            "Look at the ids of the records."
+            f"--problem names one that was played; got {problem_id!r}, of which there is no "
+            "record. Look at the ids of the records."
         )
     for i, (game, text) in enumerate(record_sources.tokenizers_of(played, tokenizer)):
         print("\n".join(["", ""][: 2 * min(i, 1)] + list(game_lines(game, text, width=width))))

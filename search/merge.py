@@ -1,4 +1,4 @@
-"""`python -m search.merge FOLDER... --into FOLDER`: one folder of records in which every game is once.
+"""`python -m search.merge FOLDER... --into FOLDER`: one record folder with every game once.
 
 Two records are of the same game if problem, split, seed, settings and number of the game are equal.
 Records that do not say which game of a problem they are (`game` is None: written before there was

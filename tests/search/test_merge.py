@@ -131,9 +131,11 @@ def test_a_killed_merge_goes_on_where_it_was(tmp_path, monkeypatch):
         assert not into.exists()
         monkeypatch.undo()
         monkeypatch.setattr(merge, "GAMES_PER_SHARD", 4)
-        written = []
+        written: list = []
         monkeypatch.setattr(
-            records, "write_shard", lambda path, games: (written.append(path), write_shard(path, games))
+            records,
+            "write_shard",
+            lambda *shard, written=written: (written.append(shard), write_shard(*shard)),
         )
         merge.merge(folders, into)
         assert len(written) == 4 - num_written // 2
