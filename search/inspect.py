@@ -69,10 +69,10 @@ def percentage(share: Share) -> str:
 
 def bars(
     labels: Sequence[str],
-    numbers: Sequence[float],
+    numbers: Sequence[float | int],
     texts: Sequence[str] | None = None,
     *,
-    largest: float | None = None,
+    largest: float | int | None = None,
 ) -> Iterator[str]:
     """Horizontal bars of block characters, to an eighth of one."""
     largest = largest or max(numbers, default=0) or 1

@@ -59,6 +59,7 @@ def merge(folders: Sequence[str | os.PathLike[str]], into: Path, *, overwrite: b
       DataError: a shard is torn, or two records of one game differ.
       ConfigError: `into` holds something else, without `overwrite`.
     """
+    _recover(into)
     entries = unique(entries_of(folders))
     digest = hashlib.sha256(repr([(e.identity, e.sha256) for e in entries]).encode()).hexdigest()
     contents = {"games": len(entries), "games_per_shard": GAMES_PER_SHARD, "sha256": digest}
@@ -147,12 +148,21 @@ def _is_whole(folder: Path, num_games: int) -> bool:
 
 def _replace(into: Path, staging: Path) -> None:
     """Gives the merge its name; what was there before is moved away first, then deleted."""
-    old = into.with_name(f".{into.name}.{os.getpid()}.tmp")
     if into.exists():
-        into.replace(old)
+        into.replace(_replaced(into))
     staging.replace(into)
-    if old.is_dir():
-        shutil.rmtree(old)
+    _recover(into)
+
+
+def _recover(into: Path) -> None:
+    """After a kill between the steps of `_replace`: the old folder again, or the new one alone."""
+    if _replaced(into).exists() and not into.exists():
+        _replaced(into).replace(into)
+    shutil.rmtree(_replaced(into), ignore_errors=True)
+
+
+def _replaced(into: Path) -> Path:
+    return into.with_name(f".{into.name}.replaced")
 
 
 def main(argv: list[str]) -> None:

@@ -143,6 +143,26 @@ def test_a_killed_merge_goes_on_where_it_was(tmp_path, monkeypatch):
         shutil.rmtree(into)
 
 
+def test_a_kill_while_the_old_folder_is_replaced_loses_nothing(tmp_path, monkeypatch):
+    a, b = write(tmp_path / "a", GAMES[:5]), write(tmp_path / "b", GAMES[5:])
+    merge.merge([a, b], tmp_path / "whole")
+    replace = type(tmp_path).replace
+
+    def crash(path, target):
+        if path.name == ".a.merging":
+            raise KeyboardInterrupt
+        return replace(path, target)
+
+    monkeypatch.setattr(type(tmp_path), "replace", crash)
+    with pytest.raises(KeyboardInterrupt):
+        merge.merge([a, b], a, overwrite=True)
+    assert not a.exists()
+    monkeypatch.setattr(type(tmp_path), "replace", replace)
+    assert merge.merge([a, b], a, overwrite=True) == len(GAMES)
+    assert files(a) == files(tmp_path / "whole")
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["a", "b", "whole"]
+
+
 def test_leftovers_of_another_merge_are_not_taken_over(tmp_path):
     a, b = write(tmp_path / "a", GAMES[:5]), write(tmp_path / "b", GAMES[5:])
     merge.merge([b], tmp_path / "whole")
