@@ -237,7 +237,8 @@ def _position(other: _Other, position: Position, before: Tokens, offset: int) ->
 
 def _tree(other: _Other, tree: Tree, paths: Sequence[Tokens]) -> Tree:
     """The nodes that the other tokenizer has, renumbered."""
-    number_of, edges = {0: 0}, [()]
+    number_of: dict[int, int] = {0: 0}
+    edges: list[Tokens] = [()]
     for node, parent in enumerate(tree.parent[1:], 1):
         if parent in number_of and (edge := other.run(paths[parent], tree.edge_tokens[node])):
             number_of[node] = len(number_of)

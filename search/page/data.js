@@ -60,6 +60,7 @@ function element(tag, attributes = {}, ...children) {
 }
 
 const number = (value) => value.toLocaleString("en-US");
+const counted = (count, name) => `${number(count)} ${name}${count === 1 ? "" : "s"}`;
 const percent = (share) => `${(100 * share).toFixed(1)}%`;
 const decimal = (value, digits = 3) =>
   value === null || value === undefined

@@ -59,8 +59,8 @@ async function applyFilters() {
   found = filtered(games, filters);
   byId("count").textContent =
     found.length === games.length
-      ? `${number(games.length)} games`
-      : `${number(found.length)} of ${number(games.length)} games`;
+      ? counted(games.length, "game")
+      : `${number(found.length)} of ${counted(games.length, "game")}`;
   byId("low-shown").textContent = filters.low.toFixed(2);
   byId("high-shown").textContent = filters.high.toFixed(2);
   for (const button of byId("outcomes").children)
@@ -144,7 +144,7 @@ async function start() {
   games = gamesOf(index);
   const { games: count, problems, solved } = index.statistics;
   byId("figures").append(
-    element("b", {}, number(count)), ` games of `, element("b", {}, number(problems)), " problems",
+    element("b", {}, counted(count, "game")), " of ", element("b", {}, counted(problems, "problem")),
     solved.of ? ", solved " : "", solved.of ? element("b", {}, withInterval(solved)) : "",
   );
   listen();

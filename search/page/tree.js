@@ -15,8 +15,11 @@ class TreeView {
   }
 
   sorted(node) {
-    const column = this.tree[this.order];
-    return [...this.children[node]].sort((a, b) => (column[b] ?? -1) - (column[a] ?? -1) || a - b);
+    const { [this.order]: column, value } = this.tree;
+    const by = (numbers, a, b) => (numbers[b] ?? -1) - (numbers[a] ?? -1);
+    return [...this.children[node]].sort(
+      (a, b) => by(column, a, b) || this.chosen.has(b) - this.chosen.has(a) || by(value, a, b),
+    );
   }
 
   // Visible nodes in their order, with their level. The root is the row above all.
