@@ -150,7 +150,7 @@ def _shown(text: str | None, tokens: Sequence[int]) -> str:
 
 
 def _verdict(outcome: float | None) -> str:
-    return {None: "not checked", 1: "right", 0: "wrong"}[outcome]
+    return "not checked" if outcome is None else "right" if outcome else "wrong"
 
 
 def main(argv: list[str]) -> None:

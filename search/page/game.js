@@ -99,7 +99,7 @@ function showMove(move) {
 }
 
 function treeWithTools(move) {
-  const view = new TreeView(move.tree, move.chosen, move.greedy);
+  const view = new TreeView(move);
   shown.tree = view;
   const button = (name, action) => element("button", { onclick: action }, name);
   const order = element("select", { "aria-label": "Order of the moves" });

@@ -1,8 +1,9 @@
 // The tree of one move. A node is a row; children are made when their parent is opened.
 
 class TreeView {
-  constructor(tree, chosen, greedy) {
+  constructor({ tree, chosen, greedy, ended }) {
     Object.assign(this, { tree, chosen: new Set(chosen), greedy: new Set(greedy) });
+    this.ended = new Set(ended); // their value is 0: what they are worth belongs to the last move
     this.children = tree.parent.map(() => []);
     tree.parent.forEach((parent, node) => parent >= 0 && this.children[parent].push(node));
     this.order = "visits";
@@ -75,7 +76,7 @@ class TreeView {
       this.meter("visits", tree.visits[node] / most, number(tree.visits[node])),
       this.meter("prior", node ? tree.prior[node] : 0, node ? tree.prior[node].toFixed(3) : ""),
       node ? decimal(tree.q[node]) : element("span"),
-      decimal(tree.value[node]),
+      this.ended.has(node) ? element("span") : decimal(tree.value[node]),
       element("span", {}, tree.outcome[node] === null ? "" : verdict(tree.outcome[node])),
     );
   }
