@@ -136,7 +136,7 @@ def tree_lines(
         mark = "●" if node in chosen else "○" if node in greedy else " "
         said = _shown(texts[node], tree.edge_tokens[node]) if node else "·"
         ends = "" if tree.outcome[node] is None else f"  [{_verdict(tree.outcome[node])}]"
-        yield (f"  {tree.visits[node]:7} {tree.prior[node]:6.3f} {worth} {mark} {stem}{said}{ends}")
+        yield f"  {tree.visits[node]:7} {tree.prior[node]:6.3f} {worth} {mark} {stem}{said}{ends}"
         ordered = sorted(children[node], key=lambda child: (tree.visits[child], -child))
         for i, child in enumerate(ordered):  # the last is popped first
             joint, line = ("└ ", "  ") if i == 0 else ("├ ", "│ ")

@@ -1,4 +1,4 @@
-"""docs/records.md: its example runs without our code, and its fields are those of the dataclasses."""
+"""docs/records.md: its example runs without our code, and it names every field."""
 
 import dataclasses
 import re

@@ -5,7 +5,9 @@ import itertools
 import shutil
 import subprocess
 import sys
+import time
 
+import numpy as np
 import pytest
 
 from data import records
@@ -178,3 +180,25 @@ def test_the_command(tmp_path, repository_root):
     done = subprocess.run(command, cwd=repository_root, capture_output=True, text=True)
     assert (done.returncode, done.stdout) == (0, f"15 games: {tmp_path}/out\n")
     assert len(list(records.read_folder(tmp_path / "out"))) == 15
+
+
+@pytest.mark.soak
+def test_a_merge_killed_at_any_moment_ends_with_the_same_bytes(tmp_path, repository_root):
+    games = [dataclasses.replace(game, seed=n) for n in range(150) for game in GAMES]
+    folders = [write(tmp_path / "a", games[:1500]), write(tmp_path / "b", games[1000:])]
+    command = [sys.executable, "-m", "search.merge", *map(str, folders), "--into"]
+    started = time.monotonic()
+    subprocess.run([*command, tmp_path / "whole"], cwd=repository_root, check=True)
+    seconds = time.monotonic() - started
+    rng = np.random.default_rng(0)
+    for number in range(30):
+        into = tmp_path / f"out{number % 10}"
+        existed = into.exists()
+        process = subprocess.Popen([*command, into, "--overwrite"], cwd=repository_root)
+        time.sleep(rng.uniform(0.3, 1.0) * seconds)
+        process.kill()
+        process.wait()
+        assert not existed or files(into) == files(tmp_path / "whole")
+        if number % 3 == 2:
+            subprocess.run([*command, into, "--overwrite"], cwd=repository_root, check=True)
+            assert files(into) == files(tmp_path / "whole")
