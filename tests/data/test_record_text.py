@@ -92,6 +92,11 @@ def test_what_stands_inside_a_token_is_left_out():
     assert [position.root_value for position in other.positions] == [0.5, 0.5]
     offsets = [pieces.decode(other.completion_tokens[: p.offset]) for p in other.positions]
     assert offsets == ["", "10 - 4 = 6 left 5 6 6\n5 * 6 = 30 left 6 30\n"]
+    # Here it is a candidate that begins inside a token: "6 - 5", in the place of "5 * 6".
+    other = record_text.retokenize(record, WORDS, Pieces(pieces=("6\n6",)))
+    assert [len(position.candidates) for position in other.positions] == [2, 1, 2]
+    assert other.positions[1].weights == (0.75, 0.25)
+    assert BYTES.decode(other.positions[1].candidates[0]) == "5 * 6 = 30 left 6 30\n"
 
 
 def test_the_weight_of_a_candidate_that_is_left_out_joins_the_rest():
