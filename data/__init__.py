@@ -9,6 +9,9 @@ documents.py         text sources -> batches of tokens and loss masks [B, T]; pa
 synthetic.py         generated tasks: copying, induction, recall; listops.py: lists of digits
 sources.py           all text sources by type
 search_record.py     SearchRecord: one searched game; records.py: the files of them
+record_text.py       texts of token runs; records in the tokens of another tokenizer
+record_statistics.py counts, intervals and histograms of records (proportions.py: Wilson)
+record_tables.py     records as JSON lines and Parquet
 hybrid.py            records -> batches of policy, value and text; record_rows.py: their rows
 mixture.py           shuffled, weighted, resumable batches of rows in memory
 builders/            tfds datasets (ArrayRecord, without TensorFlow)

@@ -112,7 +112,7 @@ def load(
     *,
     sequence_length_tokens: int,
 ) -> HybridCorpus:
-    """Reads all records and text sources.
+    """Reads all records and text sources; records of another tokenizer are given in this one's.
 
     Raises:
       DataError: if records are not readable, do not fit the shapes, or hold no rows at all.
@@ -122,7 +122,7 @@ def load(
             "hybrid training needs at least one part; got policy_batch=value_batch=text_batch=0. "
             "Give one of them a size."
         )
-    folders = [list(records.read_for_training(source.path)) for source in config.records]
+    folders = [list(records.read_for_training(source.path, tokenizer)) for source in config.records]
     solved = SolvedTexts(itertools.chain.from_iterable(folders))
     return HybridCorpus(
         policy=_policy(config, folders, solved, tokenizer) if config.policy_batch else None,

@@ -9,11 +9,13 @@ import hashlib
 import json
 import os
 import pathlib
+import warnings
+from collections import Counter
 from collections.abc import Iterable, Iterator
 
 from array_record.python import array_record_module
 
-from data import search_record
+from data import record_text, search_record
 from data.errors import DataError
 from data.search_record import (
     SCHEMA_VERSION,
@@ -25,6 +27,7 @@ from data.search_record import (
     from_json,
     to_json,
 )
+from data.tokenizer import Tokenizer, load_tokenizer
 
 __all__ = [
     "SCHEMA_VERSION",
@@ -34,10 +37,12 @@ __all__ = [
     "SearchRecord",
     "Tokens",
     "Tree",
+    "commit",
     "from_json",
     "read_folder",
     "read_for_training",
     "read_shard",
+    "shards_of",
     "sidecar_path",
     "summary",
     "to_json",
@@ -61,7 +66,7 @@ def write_shard(path: Path, records: Iterable[SearchRecord]) -> None:
     for payload in payloads:
         writer.write(payload)
     writer.close()
-    _commit(partial, path)
+    commit(partial, path)
 
     contents = {
         "count": len(payloads),
@@ -71,10 +76,10 @@ def write_shard(path: Path, records: Iterable[SearchRecord]) -> None:
     sidecar = sidecar_path(path)
     partial = sidecar.with_name(f".{sidecar.name}.partial")
     partial.write_text(json.dumps(contents) + "\n", "utf-8")
-    _commit(partial, sidecar)
+    commit(partial, sidecar)
 
 
-def _commit(partial: pathlib.Path, path: pathlib.Path) -> None:
+def commit(partial: pathlib.Path, path: pathlib.Path) -> None:
     """Gives a finished file its name, surely on the disk."""
     with open(partial, "rb") as file:
         os.fsync(file.fileno())
@@ -137,37 +142,91 @@ def _payloads(path: pathlib.Path) -> list[bytes]:
         ) from error
 
 
+def shards_of(path: Path) -> list[pathlib.Path]:
+    """The shard itself, or all shards of a folder in the order of their names.
+
+    A run folder stands for the folder `records` in it.
+
+    Raises:
+      DataError: if there is none.
+    """
+    path = pathlib.Path(path)
+    if path.suffix == SUFFIX:
+        return [path]
+    if (path / "config.json").exists() and (path / "records").is_dir():
+        path /= "records"
+    shards = set(path.glob(f"*{SUFFIX}"))
+    shards |= {sidecar.with_suffix("") for sidecar in path.glob(f"*{SUFFIX}.json")}
+    if not shards:
+        raise DataError(
+            f"a record folder holds shards named *{SUFFIX}; got {path} without any. "
+            "Run the search first, or correct the path."
+        )
+    return sorted(shards)
+
+
 def read_folder(folder: Path) -> Iterator[SearchRecord]:
-    """All records of all shards of a folder, in the order of the file names.
+    """All records of all shards of a folder (or of one shard), in the order of the file names.
 
     Raises:
       DataError: if there is no shard, or as `read_shard`.
     """
-    folder = pathlib.Path(folder)
-    shards = set(folder.glob(f"*{SUFFIX}"))
-    shards |= {path.with_suffix("") for path in folder.glob(f"*{SUFFIX}.json")}
-    if not shards:
-        raise DataError(
-            f"a record folder holds shards named *{SUFFIX}; got {folder} without any. "
-            "Run the search first, or correct the path."
-        )
-    for path in sorted(shards):
+    for path in shards_of(folder):
         yield from read_shard(path)
 
 
-def read_for_training(folder: Path) -> Iterator[SearchRecord]:
+def read_for_training(folder: Path, tokenizer: Tokenizer | None = None) -> Iterator[SearchRecord]:
     """As `read_folder`, for whatever learns from records: the test split is refused.
 
+    Args:
+      tokenizer: of the model that learns. Records of another one are given in its tokens, as far as
+        they can be (`record_text.retokenize`); a warning counts what is left out. None gives the
+        tokens as they are.
+
     Raises:
-      DataError: a record is of the split "test", or as `read_folder`.
+      DataError: a record is of the split "test", or cannot be given in these tokens, or as
+        `read_folder`.
     """
+    had: Counter[str] = Counter()
+    left_out: Counter[str] = Counter()
     for record in read_folder(folder):
         if record.split == "test":
             raise DataError(
                 f"nothing learns from records of the test split; got {record.problem_id} in "
                 f"{folder}. Search the problems of another split."
             )
-        yield record
+        if tokenizer is None or _is_in_tokens_of(record, tokenizer):
+            yield record
+            continue
+        own = record_text.tokenizer_of(record)
+        other = record_text.retokenize(record, own, tokenizer)
+        had += _sizes(record)
+        left_out += _sizes(record) - _sizes(other)
+        yield other
+    if left_out:
+        parts = ", ".join(f"{count} of {had[what]} {what}" for what, count in left_out.items())
+        warnings.warn(
+            f"{folder}: {parts} have no place in the tokens of the other tokenizer and are left "
+            "out (see data.record_text.retokenize)",
+            stacklevel=2,
+        )
+
+
+def _is_in_tokens_of(record: SearchRecord, tokenizer: Tokenizer) -> bool:
+    if record.tokenizer is None:
+        return record_text.is_written_with(record, tokenizer)
+    return load_tokenizer(record.tokenizer).fingerprint == tokenizer.fingerprint
+
+
+def _sizes(record: SearchRecord) -> Counter[str]:
+    return Counter(
+        {
+            "positions": len(record.positions),
+            "candidates": sum(len(position.candidates) for position in record.positions),
+            "leaves": len(record.leaves),
+            "tree nodes": sum(len(tree.parent) for tree in record.trees),
+        }
+    )
 
 
 def summary(records: Iterable[SearchRecord]) -> dict[str, float]:

@@ -1,7 +1,11 @@
 """SearchRecord: one played game, and its form as JSON.
 
-The JSON objects have the fields of the dataclasses below. Equal records give equal bytes: floats
-have 6 significant digits, and there is no clock or host name.
+The JSON objects have the fields of the dataclasses below (docs/records.md has an example). Equal
+records give equal bytes: floats have 6 significant digits, and there is no clock or host name.
+
+A change of the form raises `SCHEMA_VERSION`, except a new optional field: it has a default, and a
+record where it has that default is written without it. So older records stay readable, and they
+keep their bytes when they are written again.
 """
 
 import dataclasses
@@ -60,6 +64,8 @@ class Tree:
       edge_tokens: move from the parent to the node; empty for the root.
       prior, visits, value: per node.
       outcome: per node: 1.0 or 0.0 for a finished text that was checked, else None.
+      q: per node: what the search took the move into it to be worth; optional, () if not written.
+        It differs from `value` at a finished text, whose worth belongs to its last move.
     """
 
     parent: tuple[int, ...]
@@ -68,6 +74,7 @@ class Tree:
     visits: tuple[int, ...]
     value: tuple[float, ...]
     outcome: tuple[float | None, ...]
+    q: tuple[float, ...] = ()
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -80,6 +87,9 @@ class SearchRecord:
       outcome: 1.0 right, 0.0 wrong, None never checked.
       settings: the search config that played it.
       trees: one per position, or none at all.
+      tokenizer: name of the tokenizer of all ids; optional, None if not written.
+      game: number of this game among those that one search plays of this problem; optional, None if
+        not written.
     """
 
     problem_id: str
@@ -94,6 +104,8 @@ class SearchRecord:
     positions: tuple[Position, ...]
     leaves: tuple[Leaf, ...] = ()
     trees: tuple[Tree, ...] = ()
+    tokenizer: str | None = None
+    game: int | None = None
     schema_version: int = SCHEMA_VERSION
 
 
@@ -102,9 +114,22 @@ class SearchRecord:
 
 def to_json(record: SearchRecord) -> bytes:
     """The payload of a record; arrays and numpy numbers become lists and plain numbers."""
-    fields = _plain(record)
-    _from_fields(fields)
+    fields = to_fields(record)
+    from_fields(fields)
     return json.dumps(fields, ensure_ascii=False, allow_nan=False, separators=(",", ":")).encode()
+
+
+def to_fields(record: SearchRecord) -> dict[str, Any]:
+    """The JSON object of a record, as dictionaries, lists and plain numbers."""
+    fields = _plain(record)
+    for part, optional in (
+        (fields, ("tokenizer", "game")),
+        *((t, ("q",)) for t in fields["trees"]),
+    ):
+        for name in optional:
+            if part[name] in (None, []):
+                del part[name]
+    return fields
 
 
 def from_json(payload: bytes) -> SearchRecord:
@@ -120,7 +145,7 @@ def from_json(payload: bytes) -> SearchRecord:
             f"a record is a JSON object; got {payload[:60]!r}: {error}. "
             "Run the search that made it again."
         ) from error
-    return _from_fields(fields)
+    return from_fields(fields)
 
 
 def _plain(value: Any) -> Any:
@@ -140,7 +165,12 @@ def _frozen(value: Any) -> Any:
     return tuple(map(_frozen, value)) if isinstance(value, list) else value
 
 
-def _from_fields(fields: dict[str, Any]) -> SearchRecord:
+def from_fields(fields: dict[str, Any]) -> SearchRecord:
+    """The record of a JSON object.
+
+    Raises:
+      DataError: if it is not a whole record of this schema version.
+    """
     version = fields.get("schema_version") if isinstance(fields, dict) else None
     if version != SCHEMA_VERSION:
         raise DataError(version_message("a record", version))
@@ -191,18 +221,23 @@ def _problems(record: SearchRecord) -> Iterator[str]:
             yield f"numbers at offset {position.offset}"
     for tree in record.trees:
         columns = (tree.edge_tokens, tree.prior, tree.visits, tree.value, tree.outcome)
+        optional_columns = (tree.q,) if tree.q else ()
         token_runs += tree.edge_tokens
         outcomes += tree.outcome
-        if any(len(column) != len(tree.parent) for column in columns):
+        if any(len(c) != len(tree.parent) for c in (*columns, *optional_columns)):
             yield "column lengths of a tree"
         if any(not _is_parent(parent, i) for i, parent in enumerate(tree.parent)):
             yield "parents of a tree"
-        if not _finite(tree.prior, tree.value):
+        if not _finite(tree.prior, tree.value, tree.q):
             yield "numbers of a tree"
     if record.trees and len(record.trees) != len(record.positions):
         yield f"number of trees: {len(record.trees)} for {len(record.positions)} positions"
     if not all(isinstance(text, str) for text in texts) or not isinstance(record.settings, dict):
         yield "texts or settings"
+    if not isinstance(record.tokenizer, (str, type(None))):
+        yield "tokenizer"
+    if record.game is not None and (type(record.game) is not int or record.game < 0):
+        yield "game"
     if not all(type(token) is int and token >= 0 for tokens in token_runs for token in tokens):
         yield "token ids"
     if not all(outcome in (None, 0, 1) for outcome in outcomes):

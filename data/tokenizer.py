@@ -177,6 +177,11 @@ _BY_NAME: dict[str, Callable[[], Tokenizer]] = {
 _SYMBOLS = re.compile(r"symbols-([1-9][0-9]{0,5})")
 
 
+def names() -> list[str]:
+    """Names of all tokenizers but those of symbols."""
+    return sorted(_BY_NAME)
+
+
 @functools.lru_cache
 def load_tokenizer(name: str) -> Tokenizer:
     """The tokenizer of that name; the same object every time. "symbols-N": s0, s1, ... of N words.

@@ -51,6 +51,8 @@ def random_record(seed: int, *, nodes_per_tree: int = 12) -> records.SearchRecor
             positions=tuple(positions),
             leaves=tuple(leaves),
             trees=tuple(trees),
+            tokenizer="game24",
+            game=0,
         )
     )
 
@@ -87,6 +89,7 @@ def _random_tree(rng, numbers, before: str, state: list[int], num_nodes: int):
         visits=tuple(rng.integers(1, 50, count).tolist()),
         value=tuple(rng.random(count)),
         outcome=tuple(outcome),
+        q=tuple(rng.random(count)),
     )
     return tree, list(leaves.values())
 
