@@ -218,6 +218,11 @@ def _position(
         columns["value"].append(float(tree.node_values[row, node]))
         outcome = float(texts["outcome"][row, node]) if finished and checked else None
         columns["outcome"].append(outcome)
+        q = tree.node_values[row, 0]
+        if node:
+            reward = tree.children_rewards[row, parent, action]
+            q = reward + tree.children_discounts[row, parent, action] * tree.node_values[row, node]
+        columns["q"].append(float(q))
     return position, records.Tree(**{name: tuple(column) for name, column in columns.items()})
 
 
@@ -285,8 +290,8 @@ def run(config: SelfPlayConfig, run_folder: Path, *, resume: bool, stop: StopFla
     all_problems, numbers = load_problems(config)
     size = config.batch_size
     batches = [
-        (random_moves, list(numbers[start : start + size]))
-        for random_moves in config.random_moves
+        (game, list(numbers[start : start + size]))
+        for game in range(len(config.random_moves))
         for start in range(0, len(numbers), size)
     ]
     verify = None
@@ -298,7 +303,7 @@ def run(config: SelfPlayConfig, run_folder: Path, *, resume: bool, stop: StopFla
 
     def play_batch(number: int) -> bool:
         """Whether the batch is on disk now, and not put off."""
-        random_moves, rows = batches[number]
+        game, rows = batches[number]
         shard = folder / f"shard-{number:05d}-of-{len(batches):05d}{records.SUFFIX}"
         if records.sidecar_path(shard).exists():
             return True
@@ -316,9 +321,12 @@ def run(config: SelfPlayConfig, run_folder: Path, *, resume: bool, stop: StopFla
             config,
             jax.random.fold_in(seed_key, number),
             verify,
-            random_moves=random_moves,
+            random_moves=config.random_moves[game],
         )[: len(rows)]
-        records.write_shard(shard, [game.record for game in played])
+        named = [
+            dataclasses.replace(one.record, tokenizer=tokenizer_name, game=game) for one in played
+        ]
+        records.write_shard(shard, named)
         _print_progress(played, number + 1, len(batches), time.monotonic() - started)
         return True
 

@@ -61,6 +61,8 @@ def test_games_are_consistent_with_their_trees_and_with_the_model():
             assert len(set(position.candidates)) == len(position.candidates)
             for i, parent in enumerate(tree.parent[1:], start=1):
                 assert parent < i and tree.edge_tokens[i]
+                judged = tree.outcome[i]
+                assert tree.q[i] == pytest.approx(tree.value[i] if judged is None else judged)
             spent += len(tree.parent) - 1
         assert game.evaluations >= spent
         # The prior of a candidate is what the model says of it.
@@ -178,6 +180,8 @@ def test_interrupted_search_gives_the_same_bytes(tmp_path, checkpoint):
         assert (whole / "records" / name).read_bytes() == (cut / "records" / name).read_bytes()
     games = list(records.read_folder(whole / "records"))
     assert len(games) == 10
+    assert {game.tokenizer for game in games} == {"game24"}
+    assert len({(game.problem_id, game.game) for game in games}) == 10
     assert json.loads((whole / "summary.json").read_text())["games"] == 10
 
 
