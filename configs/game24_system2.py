@@ -49,7 +49,16 @@ PLAY = SearchConfig(
 ANSWER = SearchConfig(action=ACTION, value_scale=1.0)
 
 
-def base(steps: int, seed: int) -> Experiment:
+_learner = functools.partial(OptimizerConfig, warmup_steps=20, weight_decay=0.05, b2=0.98)
+BASE_OPTIMIZER = OptimizerConfig(
+    peak_learning_rate=3e-3, warmup_steps=100, weight_decay=0.01, b2=0.98
+)
+LEARN_OPTIMIZERS = OptimizersConfig(
+    policy=_learner(peak_learning_rate=1e-3), value=_learner(peak_learning_rate=2e-3)
+)
+
+
+def base(steps: int, rows: int, optimizer: OptimizerConfig, seed: int) -> Experiment:
     """Random legal play from four numbers, and from the three or two of later lines."""
     return Experiment(
         model=MODEL,
@@ -59,22 +68,25 @@ def base(steps: int, seed: int) -> Experiment:
             LegalPlaySource(num_plays=30_000, seed=seed, num_numbers=3, max_number=50, weight=1.0),
             LegalPlaySource(num_plays=30_000, seed=seed, num_numbers=2, max_number=99, weight=0.5),
         ),
-        optimizers=OptimizersConfig(
-            policy=OptimizerConfig(
-                peak_learning_rate=3e-3, warmup_steps=100, weight_decay=0.01, b2=0.98
-            )
-        ),
+        optimizers=OptimizersConfig(policy=optimizer),
         sequence_length_tokens=32,
-        batch_size=256,
+        batch_size=rows,
         train_steps=steps,
         seed=seed,
         log_every_steps=50,
     )
 
 
-def learn(previous: str, records: dict[str, float], steps: int, seed: int) -> Experiment:
-    """Policy and value from records (stage -> weight), and more of legal play."""
-    optimizer = functools.partial(OptimizerConfig, warmup_steps=20, weight_decay=0.05, b2=0.98)
+def learn(
+    previous: str,
+    records: dict[str, float],
+    steps: int,
+    rows: tuple[int, int, int],
+    optimizers: OptimizersConfig,
+    seed: int,
+) -> Experiment:
+    """Policy and value from records (stage -> weight), and more of legal play, in so many rows."""
+    policy_batch, value_batch, text_batch = rows
     return Experiment(
         model=MODEL,
         tokenizer="game24",
@@ -87,9 +99,9 @@ def learn(previous: str, records: dict[str, float], steps: int, seed: int) -> Ex
                 RecordSource(path=f"stage:{stage}/records", weight=weight)
                 for stage, weight in records.items()
             ),
-            policy_batch=96,
-            value_batch=256,
-            text_batch=48,
+            policy_batch=policy_batch,
+            value_batch=value_batch,
+            text_batch=text_batch,
             prefix_tokens=25,
             num_candidates=8,
             candidate_tokens=ACTION.num_opening_tokens,
@@ -97,12 +109,9 @@ def learn(previous: str, records: dict[str, float], steps: int, seed: int) -> Ex
             value_min_explored=0.3,
             label_once=False,
         ),
-        optimizers=OptimizersConfig(
-            policy=optimizer(peak_learning_rate=1e-3),
-            value=optimizer(peak_learning_rate=2e-3),
-        ),
+        optimizers=optimizers,
         sequence_length_tokens=32,
-        batch_size=48,
+        batch_size=text_batch,
         train_steps=steps,
         seed=seed,
         initial_checkpoint=previous,
@@ -113,26 +122,34 @@ def learn(previous: str, records: dict[str, float], steps: int, seed: int) -> Ex
 def circle(
     *,
     base_steps: int,
-    rounds: int,
-    learn_steps: int,
+    learn_steps: tuple[int, ...],
     random_moves: tuple[int, ...],
     simulations: tuple[int, ...],
     ablation_splits: tuple[str, ...] = ("test", "train"),
     has_controls: bool = True,
+    base_rows: int = 256,
+    base_optimizer: OptimizerConfig = BASE_OPTIMIZER,
+    learn_rows: tuple[int, int, int] = (96, 256, 48),
+    learn_optimizers: OptimizersConfig = LEARN_OPTIMIZERS,
     seed: int = 0,
 ) -> Pipeline:
-    """The stages of a run: base, (search, learn) per round, evaluation."""
+    """The stages of a run: base, (search, learn) per round, evaluation.
+
+    Args:
+      learn_steps: of every round, and so how many rounds there are.
+      learn_rows: of policy, value and text in a batch.
+    """
     # Expected seconds, for the time left that is shown, are of 2 idle cores of an AMD EPYC.
     stages = [
         Stage(
             name="base",
             command="train",
-            config=base(base_steps, seed),
-            expected_seconds=0.36 * base_steps,
+            config=base(base_steps, base_rows, base_optimizer, seed),
+            expected_seconds=25.0 + 0.0012 * base_rows * base_steps,
         )
     ]
     model = "stage:base"
-    for n in range(1, rounds + 1):
+    for n, steps in enumerate(learn_steps, start=1):
         play = SelfPlayConfig(
             checkpoint=model,
             # The value head has learned nothing before the first round.
@@ -150,13 +167,13 @@ def circle(
         )
         # A round weighs more than the one before, whose player was weaker.
         weights = {f"search{m}": 0.7 ** (n - m) for m in range(1, n + 1)}
-        config = learn(model, weights, learn_steps, seed + n)
+        config = learn(model, weights, steps, learn_rows, learn_optimizers, seed + n)
         stages.append(
             Stage(
                 name=f"learn{n}",
                 command="train",
                 config=config,
-                expected_seconds=0.6 * learn_steps,
+                expected_seconds=15.0 + 0.0014 * sum(learn_rows) * steps,
             )
         )
         model = f"stage:learn{n}"
@@ -169,7 +186,7 @@ def circle(
             ablation_splits=ablation_splits,
             has_controls=has_controls,
         ),
-        stage=f"after {rounds} rounds",
+        stage=f"after {len(learn_steps)} rounds",
         batch_size=50,
     )
     stages.append(
@@ -186,8 +203,7 @@ def circle(
 def get_config() -> Pipeline:
     return circle(
         base_steps=1000,
-        rounds=5,
-        learn_steps=200,
+        learn_steps=5 * (200,),
         random_moves=(0, 1, 1),
         simulations=(16, 50, 200, 400),
     )
