@@ -1,7 +1,7 @@
 """The language model as pure functions: whole sequences, one token after a cache, many lanes.
 
 Every way of reading gives the same numbers (tests/models): `outputs` over a text equals `prefill`
-of its start and `decode` of the rest, and R `branch` lanes equal R separate texts.
+of its start and `decode` of the rest, R `branch` lanes equal R separate texts, and so do W paths.
 """
 
 import dataclasses
@@ -19,6 +19,7 @@ from models.cache import Leaf
 from models.view import View, causal_age
 
 Params = dict
+AnyCache = caches.Cache | caches.PathCache
 
 
 @struct.dataclass
@@ -103,6 +104,14 @@ class LanguageModel:
         )
         return out
 
+    def logits(self, params: Params, hidden: Float[Array, "*B D"]) -> Float[Array, "*B V"]:
+        """Next-token logits of the `hidden` of outputs."""
+        trunk = params["trunk"]
+        tied = self.config.tie_embeddings
+        return transformer.unembed(
+            hidden, trunk["embedding"].T if tied else trunk["unembed"]["kernel"]
+        )
+
     def forward(self, params: Params, tokens, *, segment_ids=None, positions=None):
         """Next-token logits `[B, T, V]` of whole texts."""
         return self.outputs(params, tokens, segment_ids=segment_ids, positions=positions).logits
@@ -118,9 +127,10 @@ class LanguageModel:
             )
         out, owns = self._sequence(params, tokens, None, None)
         empty = self.empty_cache(tokens.shape[0], capacity)
-        return out, self._append(empty, owns, lengths)
+        return out, self.fold(empty, owns, lengths)
 
-    def _append(self, cache: caches.Cache, owns: tuple, lengths) -> caches.Cache:
+    def fold(self, cache: caches.Cache, owns: tuple, lengths: Int[Array, "B"]) -> caches.Cache:
+        """Adds `lengths[b]` tokens that were read after the cache, `[B, 1, T, ...]` per layer."""
         layers = tuple(
             caches.append(layer, own, cache.length, lengths, c.attention.log_decay(c.kv_heads))
             for c, layer, own in zip(self.layer_configs, cache.layers, owns, strict=True)
@@ -137,27 +147,47 @@ class LanguageModel:
         layers = tuple(_empty_prefix(c, batch, capacity) for c in self.layer_configs)
         return caches.Cache(layers=layers, length=jnp.zeros((batch,), jnp.int32))
 
+    def empty_paths(self, prefix: caches.Cache, num_paths: int, capacity: int) -> caches.PathCache:
+        """W texts of up to `capacity` tokens each after every row of a prefix."""
+        batch = prefix.length.shape[0]
+        lanes = self.empty_lanes(batch, num_paths, capacity).layers
+        return caches.PathCache(
+            prefix=prefix,
+            layers=jax.tree.map(_join_batch, lanes),
+            length=jnp.zeros((batch * num_paths,), jnp.int32),
+        )
+
     def extend(
         self,
         params: Params,
-        cache: caches.Cache,
+        cache: AnyCache,
         tokens: Int[Array, "B T"],
         lengths: Int[Array, "B"],
-    ) -> tuple[ModelOutputs, caches.Cache]:
-        """Reads `lengths[b]` more tokens of each row (the rest is padding)."""
-        length = tokens.shape[1]
-        positions = cache.length[:, None] + jnp.arange(length)
+    ) -> tuple[ModelOutputs, AnyCache]:
+        """Reads `lengths[b]` more tokens of each row or path (the rest is padding)."""
+        prefix, layers, path_length, start = _before_lanes(cache)
+        positions = start[..., None] + jnp.arange(tokens.shape[1])
         view = View(
-            positions=positions[:, None], age=causal_age(length), prefix_length=cache.length
+            positions=positions,
+            age=causal_age(tokens.shape[1]),
+            prefix_length=prefix.length,
+            path_length=path_length,
         )
-        out, owns = self._apply(params, tokens[:, None], view, prefix=cache.layers)
-        return _first_lane(out), self._append(cache, owns, lengths)
+        out, owns = self._apply(params, tokens.reshape(positions.shape), view, prefix=layers)
+        out = jax.tree.map(_join_batch, out)
+        if isinstance(cache, caches.Cache):
+            return out, self.fold(cache, owns, lengths)
+        layers = tuple(
+            caches.append_to_path(layer, jax.tree.map(_join_batch, own), cache.length)
+            for layer, own in zip(cache.layers, owns, strict=True)
+        )
+        return out, dataclasses.replace(cache, layers=layers, length=cache.length + lengths)
 
     def decode(
-        self, params: Params, cache: caches.Cache, token: Int[Array, "B"]
-    ) -> tuple[ModelOutputs, caches.Cache]:
-        """Reads one more token of every row; outputs `[B, ...]`."""
-        out, cache = self.extend(params, cache, token[:, None], jnp.ones_like(cache.length))
+        self, params: Params, cache: AnyCache, token: Int[Array, "B"]
+    ) -> tuple[ModelOutputs, AnyCache]:
+        """Reads one more token of every row or path; outputs `[B, ...]`."""
+        out, cache = self.extend(params, cache, token[:, None], jnp.ones_like(token))
         return jax.tree.map(lambda x: x[:, 0], out), cache
 
     def empty_lanes(self, batch: int, num_lanes: int, capacity: int) -> caches.Lanes:
@@ -172,22 +202,28 @@ class LanguageModel:
         return caches.Lanes(layers=layers, filled=jnp.zeros((), jnp.int32))
 
     def branch(
-        self, params: Params, cache: caches.Cache, lanes: caches.Lanes, token: Int[Array, "B R"]
+        self, params: Params, cache: AnyCache, lanes: caches.Lanes, token: Int[Array, "B R"]
     ) -> tuple[ModelOutputs, caches.Lanes]:
-        """Reads one more token in each of R lanes that share the cache; outputs `[B, R, ...]`."""
+        """Reads one more token in each of the R lanes of a row or path; outputs `[B, R, ...]`."""
+        prefix, layers, path_length, start = _before_lanes(cache)
         capacity = lanes.layers[0].key_values.key.shape[2]
-        positions = cache.length[:, None, None] + lanes.filled
+        # The R lanes of W paths are W * R lanes of a prefix.
+        of_prefix = (start.shape[0], start.shape[1] * token.shape[1])
+        positions = jnp.repeat(start, token.shape[1], axis=1)[..., None] + lanes.filled
         view = View(
-            positions=jnp.broadcast_to(positions, (*token.shape, 1)),
+            positions=positions,
             age=(lanes.filled - jnp.arange(capacity))[None, None, None],
-            prefix_length=cache.length,
+            prefix_length=prefix.length,
+            path_length=path_length,
             filled=lanes.filled,
         )
-        out, layers = self._apply(
-            params, token[..., None], view, prefix=cache.layers, lanes=lanes.layers
+        lane_layers = jax.tree.map(lambda x: x.reshape(*of_prefix, *x.shape[2:]), lanes.layers)
+        out, lane_layers = self._apply(
+            params, token.reshape(*of_prefix, 1), view, prefix=layers, lanes=lane_layers
         )
-        out = jax.tree.map(lambda x: x[:, :, 0], out)
-        return out, caches.Lanes(layers=layers, filled=lanes.filled + 1)
+        out = jax.tree.map(lambda x: x.reshape(*token.shape, *x.shape[3:]), out)
+        lane_layers = jax.tree.map(lambda x: x.reshape(*token.shape, *x.shape[2:]), lane_layers)
+        return out, caches.Lanes(layers=lane_layers, filled=lanes.filled + 1)
 
     def score_branches(
         self,
@@ -225,6 +261,28 @@ class LanguageModel:
 
 def _first_lane(out: ModelOutputs) -> ModelOutputs:
     return jax.tree.map(lambda x: x[:, 0], out)
+
+
+def _join_batch(x: Float[Array, "B W *T"]) -> Float[Array, "BW *T"]:
+    return x.reshape(-1, *x.shape[2:])
+
+
+def _before_lanes(cache: AnyCache) -> tuple[caches.Cache, tuple, Array | None, Array]:
+    """The prefix, what each layer sees before the lanes, and tokens in each path (None without
+    paths) and before the lanes, `[B, W]`.
+    """
+    if isinstance(cache, caches.Cache):
+        return cache, cache.layers, None, cache.length[:, None]
+    prefix = cache.prefix
+    shape = (prefix.length.shape[0], cache.length.shape[0] // prefix.length.shape[0])
+    layers = tuple(
+        dataclasses.replace(
+            layer, path=jax.tree.map(lambda x: x.reshape(*shape, *x.shape[1:]), path)
+        )
+        for layer, path in zip(prefix.layers, cache.layers, strict=True)
+    )
+    path_length = cache.length.reshape(shape)
+    return prefix, layers, path_length, prefix.length[:, None] + path_length
 
 
 def _empty_prefix(config, batch: int, capacity: int) -> caches.PrefixLayer:
