@@ -1,4 +1,4 @@
-"""The attention layer: new tokens of R lanes look at a prefix, a path after it and their own lane."""
+"""The attention layer: new tokens of R lanes look at a prefix, a path and their own lane."""
 
 import dataclasses
 import math

@@ -12,14 +12,12 @@ from typing import Literal, Protocol, runtime_checkable
 import jax
 import jax.numpy as jnp
 import numpy as np
-from flax import struct
 from jaxtyping import Array, Bool, Int
 
 from data.tokenizer import Tokenizer
-from models import cache as caches
 from models import generate, language_model
-from models.cache import Leaf
-from search import proposals
+from search import proposals, tree_cache
+from search.state import State
 from train.errors import ConfigError
 
 # (problem numbers [B], completions [B, M], lengths [B], asked [B]) as numpy -> outcomes [B].
@@ -66,34 +64,20 @@ class ActionConfig:
             return 1
         return self.max_step_tokens if self.opening_tokens is None else self.opening_tokens
 
-
-@struct.dataclass
-class State:
-    """A node: the text after the prompt, and what the model says and remembers at its end.
-
-    problem: `[B]` number of the problem, which only an oracle understands.
-    tokens: `[B, M]` completion, right-padded. length: `[B]` its tokens. finished: `[B]` no move is
-    left. ended: `[B]` it finished by the end-of-text token. outcome: `[B]` what a finished text is
-    worth: the oracle's verdict, or the model's value (0 before). evaluations: `[B]` tokens the
-    model read to make this node.
-    """
-
-    problem: Leaf
-    tokens: Leaf
-    length: Leaf
-    finished: Leaf
-    ended: Leaf
-    outcome: Leaf
-    value: Leaf
-    logits: Leaf
-    cache: caches.Cache
-    candidates: proposals.Candidates
-    evaluations: Leaf
+    @property
+    def max_action_tokens(self) -> int:
+        """The most that one action adds to a text."""
+        return self.max_step_tokens if self.kind == "step" else 1
 
 
 @runtime_checkable
 class Dynamics(Protocol):
     """All that a search asks of what it searches over."""
+
+    @property
+    def memory(self) -> tree_cache.Memory:
+        """Where the nodes of a tree keep what the model remembers."""
+        ...
 
     def propose(self, params, state: State, rng_key: Array | None = None) -> State:
         """Fills in the candidates of each state; with a key, drawn with their Gumbel noise."""
@@ -114,10 +98,18 @@ class TokenModel:
     newline_id: int
     forbidden_tokens: tuple[int, ...] = ()
     """Ids that are never written, as if the model's vocabulary did not have them."""
+    node_caches: bool = False
+    """Whether every node of a tree holds a cache of its own: plain and large."""
 
     @property
     def stop_tokens(self) -> tuple[int, ...]:
         return (self.eos_id,) if self.config.kind == "token" else (self.eos_id, self.newline_id)
+
+    @property
+    def memory(self) -> tree_cache.Memory:
+        if self.node_caches:
+            return tree_cache.NodeCaches()
+        return tree_cache.TreeCache(self.model, self.config.max_action_tokens)
 
     def start(
         self,
@@ -125,11 +117,20 @@ class TokenModel:
         tokens: Int[Array, "B T"],
         lengths: Int[Array, "B"],
         problem: Int[Array, "B"],
+        *,
+        max_moves: int | None = None,
     ) -> State:
-        """The state of prompts: right-padded tokens. Candidates are still empty."""
+        """The state of prompts: right-padded tokens. Candidates are still empty.
+
+        max_moves: searches to come, after the last of which nothing is read; None: any number. So
+            many moves but one need room behind the prompts.
+        """
         c = self.config
         batch, prompt_width = tokens.shape
-        capacity = prompt_width + c.max_completion_tokens
+        room = c.max_completion_tokens
+        if max_moves is not None and not self.node_caches:
+            room = min(room, (max_moves - 1) * c.max_action_tokens)
+        capacity = prompt_width + room
         out, cache = self.model.prefill(params, tokens, lengths=lengths, capacity=capacity)
         last = out.at(lengths - 1)
         k, s = c.num_candidates, c.num_opening_tokens
@@ -148,6 +149,7 @@ class TokenModel:
             ended=no,
             outcome=jnp.zeros((batch,)),
             value=last.value,
+            hidden=last.hidden,
             logits=last.logits,
             cache=cache,
             candidates=empty,
@@ -235,6 +237,7 @@ class TokenModel:
             tokens=jax.vmap(write)(state.tokens, tokens, state.length, count),
             length=state.length + count,
             cache=cache,
+            hidden=jnp.where(moved[:, None], last.hidden, state.hidden),
             logits=jnp.where(moved[:, None], last.logits, state.logits),
             value=jnp.where(moved, last.value, state.value),
             evaluations=state.evaluations + count,
