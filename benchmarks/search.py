@@ -135,9 +135,7 @@ def _in_process(config: Benchmark, what: dict[str, Any]) -> dict[str, float]:
     return json.loads(done.stdout.splitlines()[-1])
 
 
-def measure(
-    config: Benchmark, *, side: str, taylor_prompt: int | None = None
-) -> dict[str, float]:
+def measure(config: Benchmark, *, side: str, taylor_prompt: int | None = None) -> dict[str, float]:
     """Milliseconds per simulation (of all trees), wall clock and processor, and MiB that the
     compiled search allocates beside its arguments.
     """

@@ -15,8 +15,8 @@ from models import layers
 from models.cache import KeyValues
 from models.view import View
 
-# Keys and values [B, W, U, K, H], each of the W for R / W lanes that follow one another: one for all
-# lanes, or one for each, or between. Ages [#B, #R, T, U].
+# Keys and values [B, W, U, K, H], each of the W for R / W lanes that follow one another (W = 1: for
+# all). Ages [#B, #R, T, U].
 Part = tuple[KeyValues, Array]
 # (scores [B, R, K, G, T, S], ages [#B, #R, 1, 1, T, S]) -> weights, 0 where the age is negative.
 WeightFn = Callable[[Array, Array], Array]

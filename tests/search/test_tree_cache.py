@@ -3,7 +3,6 @@
 import dataclasses
 import functools
 
-import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -21,9 +20,7 @@ EOS, NEWLINE, VOCAB = 1, 2, 9
 SIMULATIONS = 12
 BOUNDED = {"kind": "taylor", "normalize_query_key": True}
 TOKEN = ActionConfig(kind="token", num_candidates=4, max_completion_tokens=6)
-STEP = ActionConfig(
-    num_candidates=4, opening_tokens=2, max_step_tokens=3, max_completion_tokens=7
-)
+STEP = ActionConfig(num_candidates=4, opening_tokens=2, max_step_tokens=3, max_completion_tokens=7)
 # name -> (attention, key/value heads of 4, action)
 CASES = {
     "every head its own keys, tokens": ({}, 4, TOKEN),
@@ -53,7 +50,7 @@ jit = functools.partial(
 )
 
 
-def build(case, num_layers=2):
+def build(case, num_layers=1):
     attention, num_kv_heads, action = CASES[case]
     config = TransformerConfig(
         vocab_size=VOCAB,
@@ -74,132 +71,173 @@ def random_params(model, seed):
     return jax.tree.map(lambda x: jnp.asarray(0.5 * rng.normal(size=x.shape), x.dtype), shapes)
 
 
-def searching(dynamics):
-    """(parameters, prompts, key) -> results of two moves, the second from where the first led."""
-    config = gumbel.SearchConfig(
-        action=dynamics.config, max_considered_actions=3, root_noise=True
-    )
+class Growing:
+    """Trees that grow at random: simulation i appends an action to a node, whichever it is."""
 
-    @jit
-    def search(params, prompts, rng_key):
-        root = dynamics.start(params, prompts, LENGTHS, jnp.arange(3), max_moves=2)
+    def __init__(self, dynamics):
+        self.dynamics = dynamics
+        memory = dynamics.memory
 
-        def move(root, rng_key):
-            result = gumbel.search(
-                dynamics, params, root, rng_key, num_simulations=SIMULATIONS, config=config
+        @jit
+        def grow(params, root, parent, slots, action, simulation):
+            child = dynamics.act(params, memory.recall(root, parent, slots), action)
+            child = dynamics.propose(params, child)
+            return memory.store(root, parent, child, slots, simulation)
+
+        @jit
+        def read(params, texts, lengths):
+            """The state of whole texts, read at once."""
+            state = dynamics.start(params, texts, lengths, jnp.zeros_like(lengths))
+            return dynamics.propose(params, state)
+
+        self.grow, self.read, self.commit = grow, read, jit(memory.commit)
+        self.propose = jit(dynamics.propose)
+        self.start = jit(functools.partial(dynamics.start, max_moves=2))
+
+    def tree(self, params, root, rng, simulations=SIMULATIONS):
+        """Nodes, of which the second is a child of the root, and the slots."""
+        root = self.propose(params, root)
+        node, slots = self.dynamics.memory.plant(root, simulations)
+        nodes = [jax.device_get(node)]
+        for simulation in range(simulations):
+            of_row = rng.integers(0, len(nodes), len(LENGTHS))
+            parent = jax.tree.map(
+                lambda *x, of_row=of_row: np.stack([x[n][row] for row, n in enumerate(of_row)]),
+                *nodes,
             )
-            return result.child, dataclasses.replace(result, child=None)
+            action = rng.integers(0, self.dynamics.config.num_candidates, len(LENGTHS))
+            child, slots = self.grow(params, root, parent, slots, action, simulation)
+            nodes.append(jax.device_get(child))
+        return root, nodes, slots
 
-        # Both moves in one loop compile once: give the root the shapes of what follows.
-        return jax.lax.scan(move, root, jax.random.split(rng_key))[1]
+    def largest_error(self, params, prompts, nodes):
+        """Of log p of candidates and of values, against reading the text of every node again."""
+        width = nodes[0].tokens.shape[1]
+        texts = np.zeros((len(nodes), *prompts.shape[:1], prompts.shape[1] + width), np.int32)
+        for row, length in enumerate(LENGTHS):
+            texts[:, row, :length] = prompts[row, :length]
+            texts[:, row, length : length + width] = [node.tokens[row] for node in nodes]
+        lengths = LENGTHS + np.stack([node.length for node in nodes])
+        want = self.read(params, texts.reshape(-1, texts.shape[-1]), lengths.reshape(-1))
+        is_open = ~np.concatenate([node.finished for node in nodes])
+        assert is_open.sum() > 10
 
-    return search
+        def error(of):
+            got, there = np.concatenate([of(node) for node in nodes])[is_open], of(want)[is_open]
+            assert np.all(np.isfinite(got)) and np.all(np.isfinite(there))
+            return np.abs(got - there).max()
+
+        return max(error(lambda node: node.candidates.log_probs), error(lambda node: node.value))
 
 
-def reading_again(dynamics):
-    """(parameters, texts `[Q, L]`, lengths) -> candidates' log p and value after reading them."""
-
-    @jit
-    def read(params, texts, lengths):
-        state = dynamics.start(params, texts, lengths, jnp.zeros_like(lengths))
-        state = dynamics.propose(params, state)
-        return state.candidates.log_probs, state.value
-
-    return read
+def random_prompts(rng):
+    return np.where(PROMPTS > 0, rng.integers(3, VOCAB, PROMPTS.shape), 0).astype(np.int32)
 
 
-def largest_error(read, params, prompts, result):
-    """Over all nodes but finished ones and the root, whose candidates are drawn with noise."""
-    tree, texts = result.tree, result.tree.embeddings
-    num_moves, batch, num_nodes, width = texts["tokens"].shape
-    whole = np.zeros((num_moves, batch, num_nodes, prompts.shape[1] + width), np.int32)
-    for row, length in enumerate(LENGTHS):
-        whole[:, row, :, :length] = prompts[row, :length]
-        whole[:, row, :, length : length + width] = texts["tokens"][:, row]
-    lengths = LENGTHS[:, None] + texts["length"]
-    log_probs, value = read(params, whole.reshape(-1, whole.shape[-1]), lengths.reshape(-1))
-    is_node = np.asarray(~texts["finished"] & (tree.node_visits > 0)).reshape(-1)
-    assert is_node.sum() > num_moves * batch * num_nodes / 3
-    value_errors = np.abs(value - tree.raw_values.reshape(-1))[is_node]
-    is_node = is_node.reshape(num_moves, batch, num_nodes).copy()
-    is_node[..., 0] = False
-    log_probs = np.asarray(log_probs).reshape(tree.children_prior_logits.shape)[is_node]
-    got = np.asarray(tree.children_prior_logits)[is_node]
-    assert np.all(np.isfinite(got) == np.isfinite(log_probs))
-    there = np.isfinite(got)
-    return max(np.abs(got - log_probs)[there].max(), value_errors.max())
+def check_every_node(dynamics, params_of_seed, seeds):
+    growing = Growing(dynamics)
+    for seed in range(seeds):
+        rng = np.random.default_rng(seed)
+        params, prompts = params_of_seed(seed), random_prompts(rng)
+        root = growing.start(params, prompts, LENGTHS, np.arange(3))
+        for _ in range(2):  # the second tree stands where a move of the first has led
+            root, nodes, slots = growing.tree(params, root, rng)
+            assert growing.largest_error(params, prompts, nodes) <= 1e-4
+            root = growing.commit(params, root, nodes[1], slots)
+            again = growing.largest_error(params, prompts, [jax.device_get(root)] * 5)
+            assert again <= 1e-4
 
 
 @pytest.mark.parametrize("case", CASES)
-def test_every_node_says_what_its_text_says_and_visits_are_those_of_node_caches(case):
+def test_every_node_says_what_its_text_says(case):
+    """Over random trees, models and ragged prompts, and again after a move."""
     dynamics = build(case)
-    read = reading_again(dynamics)
-    search = searching(dynamics)
-    plain = searching(dataclasses.replace(dynamics, node_caches=True))
-    for seed in range(4):
-        params = random_params(dynamics.model, seed)
-        prompts = np.where(PROMPTS > 0, np.random.default_rng(seed).integers(3, 9, (3, 4)), 0)
-        arguments = params, jnp.asarray(prompts, jnp.int32), jax.random.key(seed)
-        result, want = search(*arguments), plain(*arguments)
-        assert largest_error(read, params, prompts, result) <= 1e-4
-        for name in ("visits", "action", "evaluations"):
-            np.testing.assert_array_equal(getattr(result, name), getattr(want, name))
-        for name in ("node_visits", "parents", "children_index", "children_visits"):
-            np.testing.assert_array_equal(getattr(result.tree, name), getattr(want.tree, name))
-        np.testing.assert_allclose(result.weights, want.weights, atol=1e-4)
-        np.testing.assert_allclose(result.value, want.value, atol=1e-4)
-
-
-def wrong_age(monkeypatch):
-    right = View.age_in_path
-
-    def older(self, capacity):
-        age = right(self, capacity)
-        return jnp.where(age < 0, age, age + 1)
-
-    monkeypatch.setattr(View, "age_in_path", older)
-
-
-def a_sibling_is_visible(monkeypatch):
-    right = View.age_in_path
-
-    def one_more(self, capacity):
-        longer = dataclasses.replace(self, path_length=self.path_length + 1)
-        return right(longer, capacity)
-
-    monkeypatch.setattr(View, "age_in_path", one_more)
-
-
-def wrong_slot(monkeypatch):
-    right = tree_cache.TreeCache.store
-
-    def shifted(self, *arguments):
-        node, slots = right(self, *arguments)
-        return dataclasses.replace(node, cache=node.cache + 1), slots
-
-    monkeypatch.setattr(tree_cache.TreeCache, "store", shifted)
-
-
-@pytest.mark.parametrize("mistake", [wrong_age, a_sibling_is_visible, wrong_slot])
-def test_the_comparison_sees_a_mistake(mistake, monkeypatch):
-    dynamics = build("order 2, window, convolution, decay, tokens", num_layers=1)
-    params = random_params(dynamics.model, 0)
-    read = reading_again(dynamics)
-    with monkeypatch.context() as patch:
-        mistake(patch)
-        result = searching(dynamics)(params, jnp.asarray(PROMPTS), jax.random.key(0))
-    assert largest_error(read, params, PROMPTS, result) > 1e-3
+    check_every_node(dynamics, lambda seed: random_params(dynamics.model, seed), seeds=3)
 
 
 def test_two_models_that_read_one_text_have_one_tree_cache():
     """Prior of one, value of the other, layers of both in the slots."""
-    action = CASES["order 4, steps"][2]
-    policy, value = (build("order 4, steps", num_layers=n).model for n in (2, 1))
+    policy, value = (build("order 4, steps", num_layers=n).model for n in (1, 2))
     pair = PairedModel(policy.config, value_config=value.config)
-    params = {"policy": random_params(policy, 0), "value": random_params(value, 1)}
-    dynamics = token_model.TokenModel(pair, action, EOS, NEWLINE)
-    result = searching(dynamics)(params, jnp.asarray(PROMPTS), jax.random.key(0))
-    assert largest_error(reading_again(dynamics), params, PROMPTS, result) <= 1e-4
+    dynamics = token_model.TokenModel(pair, STEP, EOS, NEWLINE)
+
+    def params(seed):
+        return {"policy": random_params(policy, seed), "value": random_params(value, seed + 1)}
+
+    check_every_node(dynamics, params, seeds=1)
+
+
+def older(self, capacity, right=View.age_in_path):
+    age = right(self, capacity)
+    return jnp.where(age < 0, age, age + 1)
+
+
+def with_a_sibling(self, capacity, right=View.age_in_path):
+    return right(dataclasses.replace(self, path_length=self.path_length + 1), capacity)
+
+
+def of_the_next_slot(self, *arguments, right=tree_cache.TreeCache.store):
+    node, slots = right(self, *arguments)
+    return dataclasses.replace(node, cache=node.cache + 1), slots
+
+
+@pytest.mark.parametrize(
+    ("where", "name", "mistake"),
+    [
+        (View, "age_in_path", older),
+        (View, "age_in_path", with_a_sibling),
+        (tree_cache.TreeCache, "store", of_the_next_slot),
+    ],
+)
+def test_a_mistake_shows(where, name, mistake, monkeypatch):
+    """A wrong age, a visible sibling, a wrong slot."""
+    dynamics = build("order 2, window, convolution, decay, tokens")
+    params = random_params(dynamics.model, 0)
+    monkeypatch.setattr(where, name, mistake)
+    growing = Growing(dynamics)
+    root = growing.start(params, PROMPTS, LENGTHS, np.arange(3))
+    _, nodes, _ = growing.tree(params, root, np.random.default_rng(0))
+    assert growing.largest_error(params, PROMPTS, nodes) > 1e-3
+
+
+def check_visits(case, seeds):
+    dynamics = build(case, num_layers=2)
+    config = gumbel.SearchConfig(action=dynamics.config, max_considered_actions=3, root_noise=True)
+    root_of = jit(functools.partial(dynamics.start, max_moves=None))
+
+    def searches(dynamics):
+        search = functools.partial(
+            gumbel.search, dynamics, num_simulations=SIMULATIONS, config=config
+        )
+        return jit(lambda params, root, rng_key: search(params, root, rng_key))
+
+    tree, plain = (searches(dataclasses.replace(dynamics, node_caches=n)) for n in (False, True))
+    for seed in range(seeds):
+        params = random_params(dynamics.model, seed)
+        prompts = random_prompts(np.random.default_rng(seed))
+        root = plain_root = root_of(params, prompts, LENGTHS, np.arange(3))
+        for rng_key in jax.random.split(jax.random.key(seed)):
+            got, want = tree(params, root, rng_key), plain(params, plain_root, rng_key)
+            for name in ("visits", "action", "evaluations"):
+                np.testing.assert_array_equal(getattr(got, name), getattr(want, name))
+            for name in ("node_visits", "parents", "children_index", "children_visits"):
+                np.testing.assert_array_equal(getattr(got.tree, name), getattr(want.tree, name))
+            np.testing.assert_array_equal(
+                got.tree.embeddings["tokens"], want.tree.embeddings["tokens"]
+            )
+            np.testing.assert_allclose(got.weights, want.weights, atol=1e-4)
+            np.testing.assert_allclose(got.value, want.value, atol=1e-4)
+            root, plain_root = got.child, want.child
+
+
+def test_visits_are_those_of_node_caches():
+    check_visits("grouped queries, window, convolution, steps", seeds=4)
+
+
+@pytest.mark.soak
+@pytest.mark.parametrize("case", CASES)
+def test_visits_are_those_of_node_caches_over_many_models(case):
+    check_visits(case, seeds=40)
 
 
 def compiled_search(dynamics, num_simulations, batch=4, prompt=8):
