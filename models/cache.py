@@ -80,6 +80,10 @@ class Cache:
     layers: tuple
     length: Leaf
 
+    @property
+    def layers_before_lanes(self) -> tuple:
+        return self.layers
+
 
 @struct.dataclass
 class PathCache:
@@ -92,6 +96,22 @@ class PathCache:
     prefix: Cache
     layers: tuple
     length: Leaf
+
+    @property
+    def length_of_prefix(self) -> Int[Array, "B W"]:
+        return self.length.reshape(self.prefix.length.shape[0], -1)
+
+    @property
+    def layers_of_prefix(self) -> tuple:
+        """`[B, W, U, ...]` per layer."""
+        shape = self.length_of_prefix.shape
+        return jax.tree.map(lambda x: x.reshape(*shape, *x.shape[1:]), self.layers)
+
+    @property
+    def layers_before_lanes(self) -> tuple:
+        """What each layer sees before lanes that go on from the paths."""
+        both = zip(self.prefix.layers, self.layers_of_prefix, strict=True)
+        return tuple(dataclasses.replace(prefix, path=path) for prefix, path in both)
 
 
 @struct.dataclass
@@ -137,11 +157,6 @@ def append(
     )
 
 
-def append_to_path(layer: LaneLayer, new: LaneLayer, length: Int[Array, "Q"]) -> LaneLayer:
-    """Writes the tokens `[Q, T, ...]` of Q paths at `length ..`; what does not fit is dropped."""
-    return jax.tree.map(lambda buffer, update: jax.vmap(_write)(buffer, update, length), layer, new)
-
-
 def latest(kept, new, num_new: Int[Array, "B"]):
     """The last W tokens of each row: of `kept` [B, W, ...], then `num_new` of `new` [B, T, ...]."""
 
@@ -153,10 +168,12 @@ def latest(kept, new, num_new: Int[Array, "B"]):
     return jax.tree.map(one, kept, new)
 
 
-def write_lanes(lane, new, filled: Int[Array, ""]):
-    """Puts the new tokens `[B, R, T, ...]` at slots `filled ..` of the lanes."""
-    write = jax.lax.dynamic_update_slice_in_dim
-    return jax.tree.map(lambda buffer, update: write(buffer, update, filled, 2), lane, new)
+def write_lanes(lane, new, filled: Int[Array, ""] | Int[Array, "B R"]):
+    """Puts the new tokens `[B, R, T, ...]` at slots `filled ..` of all lanes, or of each lane; then
+    what does not fit is dropped.
+    """
+    write = _write_lanes if filled.ndim == 0 else jax.vmap(jax.vmap(_write))
+    return jax.tree.map(lambda buffer, update: write(buffer, update, filled), lane, new)
 
 
 def reorder(lanes: Lanes, parents: Int[Array, "B R"]) -> Lanes:
@@ -168,3 +185,7 @@ def reorder(lanes: Lanes, parents: Int[Array, "B R"]) -> Lanes:
 def _write(buffer, update, start):
     slots = start + jnp.arange(update.shape[0])
     return buffer.at[slots].set(update, mode="drop")
+
+
+def _write_lanes(buffer, update, start):
+    return jax.lax.dynamic_update_slice_in_dim(buffer, update, start, 2)

@@ -16,7 +16,7 @@ from kernels import taylor_attention as taylor
 from models import cache as caches
 from models import transformer
 from models.cache import Leaf
-from models.view import View, causal_age
+from models.view import View, age_in_lane, causal_age
 
 Params = dict
 AnyCache = caches.Cache | caches.PathCache
@@ -153,7 +153,7 @@ class LanguageModel:
         lanes = self.empty_lanes(batch, num_paths, capacity).layers
         return caches.PathCache(
             prefix=prefix,
-            layers=jax.tree.map(_join_batch, lanes),
+            layers=jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), lanes),
             length=jnp.zeros((batch * num_paths,), jnp.int32),
         )
 
@@ -165,22 +165,31 @@ class LanguageModel:
         lengths: Int[Array, "B"],
     ) -> tuple[ModelOutputs, AnyCache]:
         """Reads `lengths[b]` more tokens of each row or path (the rest is padding)."""
-        prefix, layers, path_length, start = _before_lanes(cache)
-        positions = start[..., None] + jnp.arange(tokens.shape[1])
+        length = tokens.shape[1]
+        if isinstance(cache, caches.PathCache):
+            return self._extend_paths(params, cache, tokens, lengths)
+        positions = cache.length[:, None] + jnp.arange(length)
+        view = View(
+            positions=positions[:, None], age=causal_age(length), prefix_length=cache.length
+        )
+        out, owns = self._apply(params, tokens[:, None], view, prefix=cache.layers)
+        return _first_lane(out), self.fold(cache, owns, lengths)
+
+    def _extend_paths(self, params, cache: caches.PathCache, tokens, lengths):
+        """A path that grows is a lane of its prefix."""
+        length, layers = tokens.shape[1], cache.layers_of_prefix
+        filled, prefix_length = cache.length_of_prefix, cache.prefix.length
+        positions = (prefix_length[:, None] + filled)[..., None] + jnp.arange(length)
         view = View(
             positions=positions,
-            age=causal_age(tokens.shape[1]),
-            prefix_length=prefix.length,
-            path_length=path_length,
+            age=age_in_lane(filled, length, layers[0].key_values.key.shape[2]),
+            prefix_length=prefix_length,
+            filled=filled,
         )
-        out, owns = self._apply(params, tokens.reshape(positions.shape), view, prefix=layers)
-        out = jax.tree.map(_join_batch, out)
-        if isinstance(cache, caches.Cache):
-            return out, self.fold(cache, owns, lengths)
-        layers = tuple(
-            caches.append_to_path(layer, jax.tree.map(_join_batch, own), cache.length)
-            for layer, own in zip(cache.layers, owns, strict=True)
+        out, layers = self._apply(
+            params, tokens.reshape(positions.shape), view, prefix=cache.prefix.layers, lanes=layers
         )
+        out, layers = jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), (out, layers))
         return out, dataclasses.replace(cache, layers=layers, length=cache.length + lengths)
 
     def decode(
@@ -205,25 +214,33 @@ class LanguageModel:
         self, params: Params, cache: AnyCache, lanes: caches.Lanes, token: Int[Array, "B R"]
     ) -> tuple[ModelOutputs, caches.Lanes]:
         """Reads one more token in each of the R lanes of a row or path; outputs `[B, R, ...]`."""
-        prefix, layers, path_length, start = _before_lanes(cache)
-        capacity = lanes.layers[0].key_values.key.shape[2]
+        prefix, path_length = cache, None
+        if isinstance(cache, caches.PathCache):
+            prefix, path_length = cache.prefix, cache.length_of_prefix
+        start = prefix.length[:, None] + (0 if path_length is None else path_length)
         # The R lanes of W paths are W * R lanes of a prefix.
-        of_prefix = (start.shape[0], start.shape[1] * token.shape[1])
         positions = jnp.repeat(start, token.shape[1], axis=1)[..., None] + lanes.filled
+        capacity = lanes.layers[0].key_values.key.shape[2]
         view = View(
             positions=positions,
-            age=(lanes.filled - jnp.arange(capacity))[None, None, None],
+            age=age_in_lane(lanes.filled[None, None], 1, capacity),
             prefix_length=prefix.length,
             path_length=path_length,
             filled=lanes.filled,
         )
-        lane_layers = jax.tree.map(lambda x: x.reshape(*of_prefix, *x.shape[2:]), lanes.layers)
-        out, lane_layers = self._apply(
-            params, token.reshape(*of_prefix, 1), view, prefix=layers, lanes=lane_layers
+        of_prefix = jax.tree.map(
+            lambda x: x.reshape(*positions.shape[:2], *x.shape[2:]), lanes.layers
         )
-        out = jax.tree.map(lambda x: x.reshape(*token.shape, *x.shape[3:]), out)
-        lane_layers = jax.tree.map(lambda x: x.reshape(*token.shape, *x.shape[2:]), lane_layers)
-        return out, caches.Lanes(layers=lane_layers, filled=lanes.filled + 1)
+        out, layers = self._apply(
+            params,
+            token.reshape(positions.shape),
+            view,
+            prefix=cache.layers_before_lanes,
+            lanes=of_prefix,
+        )
+        out, layers = jax.tree.map(lambda x: x.reshape(*token.shape, *x.shape[2:]), (out, layers))
+        out = jax.tree.map(lambda x: x[:, :, 0], out)
+        return out, caches.Lanes(layers=layers, filled=lanes.filled + 1)
 
     def score_branches(
         self,
@@ -261,28 +278,6 @@ class LanguageModel:
 
 def _first_lane(out: ModelOutputs) -> ModelOutputs:
     return jax.tree.map(lambda x: x[:, 0], out)
-
-
-def _join_batch(x: Float[Array, "B W *T"]) -> Float[Array, "BW *T"]:
-    return x.reshape(-1, *x.shape[2:])
-
-
-def _before_lanes(cache: AnyCache) -> tuple[caches.Cache, tuple, Array | None, Array]:
-    """The prefix, what each layer sees before the lanes, and tokens in each path (None without
-    paths) and before the lanes, `[B, W]`.
-    """
-    if isinstance(cache, caches.Cache):
-        return cache, cache.layers, None, cache.length[:, None]
-    prefix = cache.prefix
-    shape = (prefix.length.shape[0], cache.length.shape[0] // prefix.length.shape[0])
-    layers = tuple(
-        dataclasses.replace(
-            layer, path=jax.tree.map(lambda x: x.reshape(*shape, *x.shape[1:]), path)
-        )
-        for layer, path in zip(prefix.layers, cache.layers, strict=True)
-    )
-    path_length = cache.length.reshape(shape)
-    return prefix, layers, path_length, prefix.length[:, None] + path_length
 
 
 def _empty_prefix(config, batch: int, capacity: int) -> caches.PrefixLayer:

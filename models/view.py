@@ -20,7 +20,8 @@ class View:
     prefix_length: `[B]` tokens in the prefix; None without one.
     path_length: `[B, W]` tokens in the path between the prefix and the lanes, the same for R / W
         lanes that follow one another; None without paths.
-    filled: slot of the lanes' buffers that takes the first new token; None: lanes begin here.
+    filled: slot of the lanes' buffers that takes the first new token, of all lanes or `[B, R]`;
+        None: lanes begin here.
     segment_ids: `[B, T]` of packed documents, where R = 1 and there is no prefix.
     """
 
@@ -58,6 +59,12 @@ class View:
 
     def _of_lanes(self, x: Int[Array, "B W"]) -> Int[Array, "B R"]:
         return jnp.repeat(x, self.positions.shape[1] // x.shape[1], axis=1)
+
+
+def age_in_lane(filled: Int[Array, "#B #R"], length: int, capacity: int) -> Int[Array, "#B #R T U"]:
+    """Ages of the keys in lanes that hold `filled` tokens and then the T new ones, in order."""
+    new = filled[..., None, None] + jnp.arange(length)[:, None]
+    return jnp.maximum(new - jnp.arange(capacity), -1)
 
 
 def causal_age(length: int) -> Int[Array, "1 1 T T"]:
