@@ -71,7 +71,7 @@ def main(config: Benchmark) -> None:
         return
     report: dict[str, Any] = {
         "command": "python -m benchmarks.taylor_attention " + " ".join(sys.argv[1:]),
-        "commit": _git_commit(),
+        "commit": git_commit(),
         "cores": run_folder.available_cores(),
         "load_before": os.getloadavg()[0],
         "num_heads": config.num_heads,
@@ -333,7 +333,7 @@ def plot(report: dict[str, Any], path: Path) -> None:
     figure.savefig(path, dpi=110)
 
 
-def _git_commit() -> str:
+def git_commit() -> str:
     done = subprocess.run(
         ["git", "rev-parse", "--short", "HEAD"],
         cwd=run_folder.REPOSITORY_ROOT, stdout=subprocess.PIPE, text=True,

@@ -1,4 +1,4 @@
-"""The attention layer: new tokens of R lanes look at a shared prefix and at their own lane."""
+"""The attention layer: new tokens of R lanes look at a prefix, a path and their own lane."""
 
 import dataclasses
 import math
@@ -131,6 +131,11 @@ def unit_length(x: Float[Array, "*B H"]) -> Float[Array, "*B H"]:
     return (x32 * jax.lax.rsqrt(squared + 1e-12)).astype(x.dtype)
 
 
+def _of_all_lanes(shared: caches.KeyValues) -> caches.KeyValues:
+    """[B, S, K, H] -> [B, 1, S, K, H]."""
+    return jax.tree.map(lambda x: x[:, None], shared)
+
+
 class Attention(nn.Module):
     """Projections, rotary positions and one of the two kinds of weights; no biases."""
 
@@ -172,6 +177,7 @@ class Attention(nn.Module):
         """Query, key and value, and the inputs of the short convolution to keep."""
         width = self.config.short_conv_width
         sizes = {"query": self.num_heads, "key": self.num_kv_heads, "value": self.num_kv_heads}
+        before = () if prefix is None else prefix.inputs_before_lanes(view.path_length)
         projected, inputs = [], []
         for i, (name, size) in enumerate(sizes.items()):
             axis = "heads" if name == "query" else "kv_heads"
@@ -181,19 +187,22 @@ class Attention(nn.Module):
             y = project(x)
             if width:
                 mix = ShortConvolution(width, axis, name=f"{name}_convolution")
-                before = None if prefix is None else prefix.inputs[i]
-                y, kept = mix(y, view, before, None if lane is None else lane.inputs[i])
+                earlier = before[i] if before else None
+                y, kept = mix(y, view, earlier, None if lane is None else lane.inputs[i])
                 inputs.append(kept)
             projected.append(y)
         return *projected, tuple(inputs)
 
     def _attend(self, query, own, view, prefix, begins) -> Float[Array, "B R T N H"]:
-        """Attention over the own lane and the prefix, in the form that suits what they hold."""
+        """Attention over own lane, path and prefix, in the form that suits what they hold."""
         parts = [(own, view.age)]
+        if prefix is not None and prefix.path is not None:
+            path = prefix.path.key_values
+            parts = [(path, view.age_in_path(path.key.shape[2])), *parts]
         state = None if prefix is None else prefix.past
         if isinstance(state, caches.KeyValues):
             slots = jnp.arange(state.key.shape[1])[None]
-            parts, state = [(state, view.age_in_prefix(slots)), *parts], None
+            parts, state = [(_of_all_lanes(state), view.age_in_prefix(slots)), *parts], None
         if self.config.kind == "softmax":
             if window := self.config.window_tokens:
                 parts = [(kv, jnp.where(age < window, age, -1)) for kv, age in parts]
@@ -240,7 +249,7 @@ class Attention(nn.Module):
         )
         terms.append((numerator.reshape(query.shape), denominator.reshape(query.shape[:-1])))
         if recent is not None:
-            part = (recent, view.age_of_latest(self.config.window_tokens))
+            part = (_of_all_lanes(recent), view.age_of_latest(self.config.window_tokens))
             terms.append(sums.weighted_sums(query, part, self._excess))
         return terms
 

@@ -1,7 +1,7 @@
 """Attention over explicit keys: scores, weights, sums of values. The linear form is in `kernels`.
 
-Keys come in parts, each with the ages of its keys (`models.view`): those of the own lane, and what
-the prefix holds as keys. One normaliser serves all parts.
+Keys come in parts, each with the ages of its keys (`models.view`): those of the own lane, of the
+path before it, and what the prefix holds as keys. One normaliser serves all parts.
 """
 
 import functools
@@ -15,7 +15,8 @@ from models import layers
 from models.cache import KeyValues
 from models.view import View
 
-# Keys and values of each lane [B, R, U, K, H] or shared by all [B, S, K, H]; ages [#B, #R, T, U].
+# Keys and values [B, W, U, K, H], each of the W for R / W lanes that follow one another (W = 1: for
+# all). Ages [#B, #R, T, U].
 Part = tuple[KeyValues, Array]
 # (scores [B, R, K, G, T, S], ages [#B, #R, 1, 1, T, S]) -> weights, 0 where the age is negative.
 WeightFn = Callable[[Array, Array], Array]
@@ -134,12 +135,12 @@ def _over_heads(age):
 
 def _scores(query: Float[Array, "B R T N H"], key) -> Float[Array, "B R K G T S"]:
     """q . k / sqrt(H) in float32."""
-    kv_heads, head_dim = key.shape[-2:]
+    sharing, (kv_heads, head_dim) = key.shape[1], key.shape[-2:]
     grouped = _split_heads(query.astype(jnp.float32) * head_dim**-0.5, kv_heads)
     batch, lanes, _, group, length, _ = grouped.shape
-    rows = grouped.reshape(batch, lanes, kv_heads, group * length, head_dim)
+    rows = grouped.reshape(batch, sharing, -1, kv_heads, group * length, head_dim)
     scores = jnp.einsum(
-        f"brkqh,{_axes(key)}->brkqu",
+        "bwrkqh,bwukh->bwrkqu",
         rows,
         key.astype(jnp.float32),
         precision=layers.precision_of(query.dtype),
@@ -149,16 +150,12 @@ def _scores(query: Float[Array, "B R T N H"], key) -> Float[Array, "B R K G T S"
 
 def _mix(weights: Float[Array, "B R K G T S"], value, dtype) -> Float[Array, "B R K G T H"]:
     """Sums of values in float32; `dtype`, that of the layer, decides the precision."""
-    batch, lanes, kv_heads, group, length, _ = weights.shape
-    rows = weights.reshape(batch, lanes, kv_heads, group * length, -1)
+    batch, lanes, kv_heads, group, length, num_keys = weights.shape
+    rows = weights.reshape(batch, value.shape[1], -1, kv_heads, group * length, num_keys)
     out = jnp.einsum(
-        f"brkqu,{_axes(value)}->brkqh",
+        "bwrkqu,bwukh->bwrkqh",
         rows,
         value.astype(jnp.float32),
         precision=layers.precision_of(dtype),
     )
     return out.reshape(batch, lanes, kv_heads, group, length, -1)
-
-
-def _axes(keys) -> str:
-    return "brukh" if keys.ndim == 5 else "bukh"

@@ -1,11 +1,13 @@
 """What a model remembers: a prefix that many lanes may share, and the short lanes themselves.
 
     prefix  one per batch row   keys and values [B, S, K, H] (softmax), or a Taylor state
-    lanes   R per batch row     keys and values [B, R, U, K, H] of the tokens after the prefix
+    paths   W per batch row     keys and values [B * W, U, K, H] of the tokens after the prefix
+    lanes   R per batch row     keys and values [B, R, U, K, H] of the tokens after those
 
 A whole sequence is one lane without a prefix; decoding a token appends to the prefix; a search
-that weighs R continuations of one text opens R lanes over one prefix. Every leaf has the batch
-axis first, so a cache can be indexed, gathered and stored per tree node like any other array.
+that weighs R continuations of one text opens R lanes over one prefix. Texts that have a prefix in
+common, as the nodes of a tree, are paths after it. Every leaf has the batch axis first, so a cache
+can be indexed and gathered like any other array.
 """
 
 import dataclasses
@@ -26,7 +28,7 @@ Leaf = Any
 
 @struct.dataclass
 class KeyValues:
-    """Rotated keys and values, `[B, S, K, H]` in a prefix, `[B, R, U, K, H]` in lanes."""
+    """Rotated keys and values, `[B, S, K, H]` in a prefix, `[B, R, U, K, H]` in lanes and paths."""
 
     key: Leaf
     value: Leaf
@@ -52,11 +54,21 @@ class PrefixLayer:
     window: beside a state, keys and values of the last tokens, `[B, window_tokens, K, H]`.
     inputs: of the last tokens, `[B, short_conv_width - 1, N or K, H]` each. Like the window they
     end with the last token of each row, and begin with zeros in rows that have fewer.
+    path: of the tokens between the prefix and the lanes, `[B, W, U, ...]`, the same for R / W lanes
+    that follow one another; None without paths.
     """
 
     past: KeyValues | taylor.TaylorState
     window: KeyValues | None = None
     inputs: tuple = ()
+    path: LaneLayer | None = None
+
+    def inputs_before_lanes(self, path_length: Int[Array, "B W"] | None) -> tuple:
+        """Those of the last tokens of prefix and path, `[B, W or 1, short_conv_width - 1, ...]`."""
+        if self.path is None:
+            return jax.tree.map(lambda x: x[:, None], self.inputs)
+        after = jax.vmap(latest, in_axes=(None, 1, 1), out_axes=1)
+        return after(self.inputs, self.path.inputs, path_length)
 
 
 @struct.dataclass
@@ -67,6 +79,39 @@ class Cache:
 
     layers: tuple
     length: Leaf
+
+    @property
+    def layers_before_lanes(self) -> tuple:
+        return self.layers
+
+
+@struct.dataclass
+class PathCache:
+    """W texts after each row of a prefix, B * W in all: those of one prefix follow one another.
+
+    prefix: of B rows. layers: one `LaneLayer` per layer with `[B * W, U, ...]`, the n-th token
+    after the prefix at n. length: `[B * W]` tokens after the prefix; the slots beyond hold rubbish.
+    """
+
+    prefix: Cache
+    layers: tuple
+    length: Leaf
+
+    @property
+    def length_of_prefix(self) -> Int[Array, "B W"]:
+        return self.length.reshape(self.prefix.length.shape[0], -1)
+
+    @property
+    def layers_of_prefix(self) -> tuple:
+        """`[B, W, U, ...]` per layer."""
+        shape = self.length_of_prefix.shape
+        return jax.tree.map(lambda x: x.reshape(*shape, *x.shape[1:]), self.layers)
+
+    @property
+    def layers_before_lanes(self) -> tuple:
+        """What each layer sees before lanes that go on from the paths."""
+        both = zip(self.prefix.layers, self.layers_of_prefix, strict=True)
+        return tuple(dataclasses.replace(prefix, path=path) for prefix, path in both)
 
 
 @struct.dataclass
@@ -123,10 +168,12 @@ def latest(kept, new, num_new: Int[Array, "B"]):
     return jax.tree.map(one, kept, new)
 
 
-def write_lanes(lane, new, filled: Int[Array, ""]):
-    """Puts the new tokens `[B, R, T, ...]` at slots `filled ..` of the lanes."""
-    write = jax.lax.dynamic_update_slice_in_dim
-    return jax.tree.map(lambda buffer, update: write(buffer, update, filled, 2), lane, new)
+def write_lanes(lane, new, filled: Int[Array, ""] | Int[Array, "B R"]):
+    """Puts the new tokens `[B, R, T, ...]` at slots `filled ..` of all lanes, or of each lane; then
+    what does not fit is dropped.
+    """
+    write = _write_lanes if filled.ndim == 0 else jax.vmap(jax.vmap(_write))
+    return jax.tree.map(lambda buffer, update: write(buffer, update, filled), lane, new)
 
 
 def reorder(lanes: Lanes, parents: Int[Array, "B R"]) -> Lanes:
@@ -138,3 +185,7 @@ def reorder(lanes: Lanes, parents: Int[Array, "B R"]) -> Lanes:
 def _write(buffer, update, start):
     slots = start + jnp.arange(update.shape[0])
     return buffer.at[slots].set(update, mode="drop")
+
+
+def _write_lanes(buffer, update, start):
+    return jax.lax.dynamic_update_slice_in_dim(buffer, update, start, 2)

@@ -1,7 +1,7 @@
 """The language model as pure functions: whole sequences, one token after a cache, many lanes.
 
 Every way of reading gives the same numbers (tests/models): `outputs` over a text equals `prefill`
-of its start and `decode` of the rest, and R `branch` lanes equal R separate texts.
+of its start and `decode` of the rest, R `branch` lanes equal R separate texts, and so do W paths.
 """
 
 import dataclasses
@@ -16,9 +16,10 @@ from kernels import taylor_attention as taylor
 from models import cache as caches
 from models import transformer
 from models.cache import Leaf
-from models.view import View, causal_age
+from models.view import View, age_in_lane, causal_age
 
 Params = dict
+AnyCache = caches.Cache | caches.PathCache
 
 
 @struct.dataclass
@@ -103,6 +104,14 @@ class LanguageModel:
         )
         return out
 
+    def logits(self, params: Params, hidden: Float[Array, "*B D"]) -> Float[Array, "*B V"]:
+        """Next-token logits of the `hidden` of outputs."""
+        trunk = params["trunk"]
+        tied = self.config.tie_embeddings
+        return transformer.unembed(
+            hidden, trunk["embedding"].T if tied else trunk["unembed"]["kernel"]
+        )
+
     def forward(self, params: Params, tokens, *, segment_ids=None, positions=None):
         """Next-token logits `[B, T, V]` of whole texts."""
         return self.outputs(params, tokens, segment_ids=segment_ids, positions=positions).logits
@@ -118,9 +127,10 @@ class LanguageModel:
             )
         out, owns = self._sequence(params, tokens, None, None)
         empty = self.empty_cache(tokens.shape[0], capacity)
-        return out, self._append(empty, owns, lengths)
+        return out, self.fold(empty, owns, lengths)
 
-    def _append(self, cache: caches.Cache, owns: tuple, lengths) -> caches.Cache:
+    def fold(self, cache: caches.Cache, owns: tuple, lengths: Int[Array, "B"]) -> caches.Cache:
+        """Adds `lengths[b]` tokens that were read after the cache, `[B, 1, T, ...]` per layer."""
         layers = tuple(
             caches.append(layer, own, cache.length, lengths, c.attention.log_decay(c.kv_heads))
             for c, layer, own in zip(self.layer_configs, cache.layers, owns, strict=True)
@@ -137,27 +147,56 @@ class LanguageModel:
         layers = tuple(_empty_prefix(c, batch, capacity) for c in self.layer_configs)
         return caches.Cache(layers=layers, length=jnp.zeros((batch,), jnp.int32))
 
+    def empty_paths(self, prefix: caches.Cache, num_paths: int, capacity: int) -> caches.PathCache:
+        """W texts of up to `capacity` tokens each after every row of a prefix."""
+        batch = prefix.length.shape[0]
+        lanes = self.empty_lanes(batch, num_paths, capacity).layers
+        return caches.PathCache(
+            prefix=prefix,
+            layers=jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), lanes),
+            length=jnp.zeros((batch * num_paths,), jnp.int32),
+        )
+
     def extend(
         self,
         params: Params,
-        cache: caches.Cache,
+        cache: AnyCache,
         tokens: Int[Array, "B T"],
         lengths: Int[Array, "B"],
-    ) -> tuple[ModelOutputs, caches.Cache]:
-        """Reads `lengths[b]` more tokens of each row (the rest is padding)."""
+    ) -> tuple[ModelOutputs, AnyCache]:
+        """Reads `lengths[b]` more tokens of each row or path (the rest is padding)."""
         length = tokens.shape[1]
+        if isinstance(cache, caches.PathCache):
+            return self._extend_paths(params, cache, tokens, lengths)
         positions = cache.length[:, None] + jnp.arange(length)
         view = View(
             positions=positions[:, None], age=causal_age(length), prefix_length=cache.length
         )
         out, owns = self._apply(params, tokens[:, None], view, prefix=cache.layers)
-        return _first_lane(out), self._append(cache, owns, lengths)
+        return _first_lane(out), self.fold(cache, owns, lengths)
+
+    def _extend_paths(self, params, cache: caches.PathCache, tokens, lengths):
+        """A path that grows is a lane of its prefix."""
+        length, layers = tokens.shape[1], cache.layers_of_prefix
+        filled, prefix_length = cache.length_of_prefix, cache.prefix.length
+        positions = (prefix_length[:, None] + filled)[..., None] + jnp.arange(length)
+        view = View(
+            positions=positions,
+            age=age_in_lane(filled, length, layers[0].key_values.key.shape[2]),
+            prefix_length=prefix_length,
+            filled=filled,
+        )
+        out, layers = self._apply(
+            params, tokens.reshape(positions.shape), view, prefix=cache.prefix.layers, lanes=layers
+        )
+        out, layers = jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), (out, layers))
+        return out, dataclasses.replace(cache, layers=layers, length=cache.length + lengths)
 
     def decode(
-        self, params: Params, cache: caches.Cache, token: Int[Array, "B"]
-    ) -> tuple[ModelOutputs, caches.Cache]:
-        """Reads one more token of every row; outputs `[B, ...]`."""
-        out, cache = self.extend(params, cache, token[:, None], jnp.ones_like(cache.length))
+        self, params: Params, cache: AnyCache, token: Int[Array, "B"]
+    ) -> tuple[ModelOutputs, AnyCache]:
+        """Reads one more token of every row or path; outputs `[B, ...]`."""
+        out, cache = self.extend(params, cache, token[:, None], jnp.ones_like(token))
         return jax.tree.map(lambda x: x[:, 0], out), cache
 
     def empty_lanes(self, batch: int, num_lanes: int, capacity: int) -> caches.Lanes:
@@ -172,20 +211,34 @@ class LanguageModel:
         return caches.Lanes(layers=layers, filled=jnp.zeros((), jnp.int32))
 
     def branch(
-        self, params: Params, cache: caches.Cache, lanes: caches.Lanes, token: Int[Array, "B R"]
+        self, params: Params, cache: AnyCache, lanes: caches.Lanes, token: Int[Array, "B R"]
     ) -> tuple[ModelOutputs, caches.Lanes]:
-        """Reads one more token in each of R lanes that share the cache; outputs `[B, R, ...]`."""
+        """Reads one more token in each of the R lanes of a row or path; outputs `[B, R, ...]`."""
+        prefix, path_length = cache, None
+        if isinstance(cache, caches.PathCache):
+            prefix, path_length = cache.prefix, cache.length_of_prefix
+        start = prefix.length[:, None] + (0 if path_length is None else path_length)
+        # The R lanes of W paths are W * R lanes of a prefix.
+        positions = jnp.repeat(start, token.shape[1], axis=1)[..., None] + lanes.filled
         capacity = lanes.layers[0].key_values.key.shape[2]
-        positions = cache.length[:, None, None] + lanes.filled
         view = View(
-            positions=jnp.broadcast_to(positions, (*token.shape, 1)),
-            age=(lanes.filled - jnp.arange(capacity))[None, None, None],
-            prefix_length=cache.length,
+            positions=positions,
+            age=age_in_lane(lanes.filled[None, None], 1, capacity),
+            prefix_length=prefix.length,
+            path_length=path_length,
             filled=lanes.filled,
         )
-        out, layers = self._apply(
-            params, token[..., None], view, prefix=cache.layers, lanes=lanes.layers
+        of_prefix = jax.tree.map(
+            lambda x: x.reshape(*positions.shape[:2], *x.shape[2:]), lanes.layers
         )
+        out, layers = self._apply(
+            params,
+            token.reshape(positions.shape),
+            view,
+            prefix=cache.layers_before_lanes,
+            lanes=of_prefix,
+        )
+        out, layers = jax.tree.map(lambda x: x.reshape(*token.shape, *x.shape[2:]), (out, layers))
         out = jax.tree.map(lambda x: x[:, :, 0], out)
         return out, caches.Lanes(layers=layers, filled=lanes.filled + 1)
 

@@ -47,6 +47,9 @@ class PairedModel(LanguageModel):
     def layer_configs(self) -> tuple[transformer.TransformerConfig, ...]:
         return tuple(c for model in self.models for c in model.layer_configs)
 
+    def logits(self, params: Params, hidden) -> Array:
+        return self.models[0].logits(params["policy"], hidden)
+
     def _apply(
         self, params: Params, *args, prefix=None, lanes=None, **kwargs
     ) -> tuple[ModelOutputs, tuple]:

@@ -26,20 +26,22 @@ class ShortConvolution(nn.Module):
         self,
         x: Float[Array, "B R T N H"],
         view: View,
-        prefix: Float[Array, "B W N H"] | None = None,
+        before: Float[Array, "B W V N H"] | None = None,
         lane: Float[Array, "B R U N H"] | None = None,
-    ) -> tuple[Float[Array, "B R T N H"], Float[Array, "B R V N H"]]:
+    ) -> tuple[Float[Array, "B R T N H"], Float[Array, "B R _ N H"]]:
         """Returns y and the inputs to keep: x, or the lane's buffer with x written in it.
 
-        prefix: the W = width - 1 inputs before the lanes, oldest first.
+        before: the V = width - 1 inputs before the lanes, oldest first, of prefix and path; the
+            same for R / W lanes that follow one another.
         """
         num_before, lanes, heads = self.width - 1, x.shape[:2], x.shape[3:]
         keep_variance = nn.initializers.normal(self.width**-0.5)
         init = nn.with_logical_partitioning(keep_variance, (None, self.axis, "head_dim"))
         taps_WNH = self.param("taps", init, (self.width, *heads))
-        before = jnp.zeros((*lanes, num_before, *heads), x.dtype)
-        if prefix is not None:
-            before = jnp.broadcast_to(prefix[:, None], before.shape)
+        if before is None:
+            before = jnp.zeros((*lanes, num_before, *heads), x.dtype)
+        else:
+            before = jnp.repeat(before, lanes[1] // before.shape[1], axis=1)
         kept = x if lane is None else caches.write_lanes(lane, x, view.filled)
         inputs = jnp.concatenate([before, kept], axis=2).astype(jnp.float32)
         earlier = _earlier_in_sequence if lane is None else _earlier_in_lane
@@ -58,8 +60,8 @@ def _earlier_in_sequence(inputs, view: View, num_before: int, j: int) -> Float[A
 
 
 def _earlier_in_lane(inputs, view: View, num_before: int, j: int) -> Float[Array, "B R T N H"]:
-    """The input of age j, wherever it lies in the lane or in the prefix."""
-    age = view.age_of_latest(num_before)
+    """The input of age j, wherever it lies in the lane or before it."""
+    age = view.age_before_lanes(num_before)
     own_age = jnp.broadcast_to(view.age, (*age.shape[:-1], view.age.shape[-1]))
     found = jnp.concatenate([age, own_age], axis=-1) == j
     slot = jnp.argmax(found, axis=-1)[..., None, None]

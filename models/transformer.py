@@ -78,6 +78,12 @@ class TransformerConfig:
         return 8 * self.width // 3 if self.mlp == "swiglu" else 4 * self.width
 
 
+def unembed(hidden: Float[Array, "*B D"], kernel: Float[Array, "D V"]) -> Float[Array, "*B V"]:
+    """Next-token logits in float32; the hidden states say how precise the product is."""
+    precision = layers.precision_of(hidden.dtype)
+    return jnp.matmul(hidden.astype(jnp.float32), kernel, precision=precision)
+
+
 class Block(nn.Module):
     config: TransformerConfig
 
@@ -122,13 +128,12 @@ class Trunk(nn.Module):
             owns.append(own)
         hidden = layers.RMSNorm(name="final_norm")(x)
         if c.tie_embeddings:
-            precision = layers.precision_of(c.dtype)
-            logits = jnp.matmul(hidden.astype(jnp.float32), table_VD.T, precision=precision)
+            logits = unembed(hidden, table_VD.T)
         else:
-            unembed = layers.dense(
+            project = layers.dense(
                 (c.vocab_size,), ("embed", "vocab"), "float32", "unembed", model_dtype=c.dtype
             )
-            logits = unembed(hidden.astype(jnp.float32))
+            logits = project(hidden.astype(jnp.float32))
         return hidden, logits, tuple(owns)
 
 

@@ -8,6 +8,7 @@ actions. What the k leave out is one more bucket, the *rest*: unvisited, so wort
 import dataclasses
 import functools
 import math
+import types
 
 import jax
 import jax.numpy as jnp
@@ -256,48 +257,74 @@ def planned_search(
     plan = jax.tree.map(jnp.asarray, plan)
     value_on = plan.value_weight
     oracle = verify if config.use_oracle else None
+    capacity = plan.considered_visits.shape[1]
+    memory = model.memory
+    root_node, slots = memory.plant(root, capacity)
+    # While a simulation is traced, its number and the slots stand here for recurrent_fn to see.
+    beside = types.SimpleNamespace(simulation=None, slots=slots)
 
-    def recurrent_fn(params, rng_key, action, state):
+    def recurrent_fn(params, rng_key, action, node):
         del rng_key
-        was_finished = state.finished
-        child = model.act(params, state, action)
+        was_finished = node.finished
+        child = model.act(params, memory.recall(root, node, beside.slots), action)
         if oracle is not None:
             child = token_model.judge(child, oracle, asked=child.ended & ~was_finished)
             final = child.outcome
         else:
             final = jnp.where(child.ended, value_on * child.value, 0.0)
         child = model.propose(params, child)
-        child = dataclasses.replace(child, outcome=jnp.where(child.finished, final, 0.0))
+        # Below a finished text there is only that text again.
+        kept = jax.tree.map(
+            lambda old, new: jax.vmap(jnp.where)(was_finished, old, new),
+            node.candidates,
+            child.candidates,
+        )
+        child = dataclasses.replace(
+            child, candidates=kept, outcome=jnp.where(child.finished, final, 0.0)
+        )
         output = mctx.RecurrentFnOutput(
             reward=jnp.where(child.finished & ~was_finished, final, 0.0),
             discount=jnp.where(child.finished, 0.0, 1.0),
             prior_logits=child.candidates.log_probs,
             value=jnp.where(child.finished, 0.0, value_on * child.value),
         )
+        child, beside.slots = memory.store(root, node, child, beside.slots, beside.simulation)
         return output, child
 
     def simulate(start, capacity, one_simulation, loop_state):
         del capacity  # the tree has room for it
-        return jax.lax.fori_loop(start, plan.num_simulations, one_simulation, loop_state)
+
+        def with_slots(simulation, carry):
+            loop_state, beside.slots = carry
+            beside.simulation = simulation
+            return one_simulation(simulation, loop_state), beside.slots
+
+        loop_state, beside.slots = jax.lax.fori_loop(
+            start, plan.num_simulations, with_slots, (loop_state, beside.slots)
+        )
+        return loop_state
 
     tree = mctx.search(
         params=params,
         rng_key=search_key,
         root=mctx.RootFnOutput(
-            prior_logits=root.candidates.log_probs, value=value_on * root.value, embedding=root
+            prior_logits=root.candidates.log_probs,
+            value=value_on * root.value,
+            embedding=root_node,
         ),
         recurrent_fn=recurrent_fn,
         root_action_selection_fn=functools.partial(_root_action, plan=plan, config=config),
         interior_action_selection_fn=functools.partial(_interior_action, config=config),
-        num_simulations=plan.considered_visits.shape[1],
+        num_simulations=capacity,
         loop_fn=simulate,
         invalid_actions=1 - root.candidates.is_present.astype(jnp.int32),
         extra_data=mctx.GumbelMuZeroExtraData(root_gumbel=root.candidates.gumbel),
     )
-    return _summarise(model, params, root, tree, config)
+    commit = functools.partial(memory.commit, params, root, slots=beside.slots)
+    return _summarise(root, tree, config, commit)
 
 
-def _summarise(model, params, root, tree, config) -> SearchResult:
+def _summarise(root, tree, config, commit) -> SearchResult:
     rows = jnp.arange(root.length.shape[0])
     sigma, _, mixed = jax.vmap(lambda t: completed_qvalues(t, 0, config))(tree)
     visits = tree.children_visits[:, 0]
@@ -308,7 +335,7 @@ def _summarise(model, params, root, tree, config) -> SearchResult:
     nodes = tree.embeddings
     # A node below a finished one is that text again: it cost nothing that a real search would pay.
     evaluations = jnp.where(tree.node_visits[:, 1:] > 0, nodes.evaluations[:, 1:], 0).sum(axis=1)
-    child = jax.tree.map(lambda x: x[rows, child_index], nodes)
+    child = commit(jax.tree.map(lambda x: x[rows, child_index], nodes))
     texts = {
         "tokens": nodes.tokens,
         "length": nodes.length,

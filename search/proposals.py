@@ -44,7 +44,7 @@ class Candidates:
 def propose(
     model: language_model.LanguageModel,
     params: language_model.Params,
-    cache: caches.Cache,
+    cache: language_model.AnyCache,
     logits: Float[Array, "B V"],
     *,
     num_candidates: int,

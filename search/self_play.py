@@ -67,9 +67,9 @@ class SelfPlayConfig:
             )
 
 
-@functools.partial(jax.jit, static_argnums=(0,))
-def _start(model, params, tokens, lengths, problem):
-    return model.start(params, tokens, lengths, problem)
+@functools.partial(jax.jit, static_argnums=(0, 5))
+def _start(model, params, tokens, lengths, problem, max_moves):
+    return model.start(params, tokens, lengths, problem, max_moves=max_moves)
 
 
 @functools.partial(jax.jit, static_argnums=(0, 5, 6))
@@ -132,7 +132,7 @@ def play(
     tokens = np.full((len(encoded), lengths.max()), text.pad_id, np.int32)
     for row, ids in enumerate(encoded):
         tokens[row, : len(ids)] = ids
-    state = _start(model, params, tokens, lengths, np.asarray(numbers, np.int32))
+    state = _start(model, params, tokens, lengths, np.asarray(numbers, np.int32), config.max_moves)
     evaluations = lengths.astype(np.int64)
     state = _uncounted(state)
     searched: list[list[tuple[records.Position, records.Tree]]] = [[] for _ in prompts]

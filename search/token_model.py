@@ -1,8 +1,9 @@
 """Text as mctx sees it: a node is a text, an action one more token or one more line.
 
 An action has an *opening* (what the search chooses among: k proposals of the model) and a
-*completion* that the model writes greedily: the rest of the line, for step actions. Nothing here
-knows arithmetic or rules; a finished text is judged by the oracle or by the model's own value.
+*completion* that the model writes greedily: the rest of the line for step actions, the tokens that
+it is sure of for forced runs. Nothing here knows arithmetic or rules; a finished text is judged by
+the oracle or by the model's own value.
 """
 
 import dataclasses
@@ -12,14 +13,12 @@ from typing import Literal, Protocol, runtime_checkable
 import jax
 import jax.numpy as jnp
 import numpy as np
-from flax import struct
 from jaxtyping import Array, Bool, Int
 
 from data.tokenizer import Tokenizer
-from models import cache as caches
 from models import generate, language_model
-from models.cache import Leaf
-from search import proposals
+from search import proposals, tree_cache
+from search.state import State
 from train.errors import ConfigError
 
 # (problem numbers [B], completions [B, M], lengths [B], asked [B]) as numpy -> outcomes [B].
@@ -30,18 +29,21 @@ Verify = Callable[[np.ndarray, np.ndarray, np.ndarray, np.ndarray], np.ndarray]
 class ActionConfig:
     """What one action is."""
 
-    kind: Literal["token", "step"] = "step"
-    """One "token", or one "step": a whole line."""
+    kind: Literal["token", "step", "forced_run"] = "step"
+    """One "token"; one "step": a whole line; or a "forced_run": one token and those after it that
+    the model is sure of, so that no simulation is spent on a choice that is none."""
     num_candidates: int = 16
     """k, actions per node."""
     opening_tokens: int | None = None
     """How many tokens of a line the search chooses; the model writes the rest greedily. None: the
-    whole line. (Tokens have nothing to complete.)"""
+    whole line. (Of a token or a forced run it is one token.)"""
+    forced_probability: float = 0.99
+    """A forced run goes on while the likeliest token is more probable than this."""
     min_probability: float = 0.0
     """Less likely candidates are left out (but never the likeliest one). The value of a text is
     only learned where play goes, so a search must not be lured to nonsense."""
     max_step_tokens: int = 12
-    """A longer line is a failure."""
+    """A longer line is a failure; a forced run is cut there."""
     max_completion_tokens: int = 32
     """A longer text is a failure."""
 
@@ -50,7 +52,7 @@ class ActionConfig:
             raise ConfigError(
                 f"a search needs at least two candidates per node; got {self.num_candidates}."
             )
-        line = self.max_step_tokens if self.kind == "step" else 1
+        line = self.max_action_tokens
         if not 1 <= self.num_opening_tokens <= line <= self.max_completion_tokens:
             raise ConfigError(
                 "an opening has at least one token, a line is no shorter than its opening and a "
@@ -59,41 +61,29 @@ class ActionConfig:
             )
         if not 0 <= self.min_probability < 1:
             raise ConfigError(f"min_probability is in [0, 1); got {self.min_probability}.")
+        if not 0 < self.forced_probability <= 1:
+            raise ConfigError(f"forced_probability is in (0, 1]; got {self.forced_probability}.")
 
     @property
     def num_opening_tokens(self) -> int:
-        if self.kind == "token":
+        if self.kind != "step":
             return 1
         return self.max_step_tokens if self.opening_tokens is None else self.opening_tokens
 
-
-@struct.dataclass
-class State:
-    """A node: the text after the prompt, and what the model says and remembers at its end.
-
-    problem: `[B]` number of the problem, which only an oracle understands.
-    tokens: `[B, M]` completion, right-padded. length: `[B]` its tokens. finished: `[B]` no move is
-    left. ended: `[B]` it finished by the end-of-text token. outcome: `[B]` what a finished text is
-    worth: the oracle's verdict, or the model's value (0 before). evaluations: `[B]` tokens the
-    model read to make this node.
-    """
-
-    problem: Leaf
-    tokens: Leaf
-    length: Leaf
-    finished: Leaf
-    ended: Leaf
-    outcome: Leaf
-    value: Leaf
-    logits: Leaf
-    cache: caches.Cache
-    candidates: proposals.Candidates
-    evaluations: Leaf
+    @property
+    def max_action_tokens(self) -> int:
+        """The most that one action adds to a text."""
+        return 1 if self.kind == "token" else self.max_step_tokens
 
 
 @runtime_checkable
 class Dynamics(Protocol):
     """All that a search asks of what it searches over."""
+
+    @property
+    def memory(self) -> tree_cache.Memory:
+        """Where the nodes of a tree keep what the model remembers."""
+        ...
 
     def propose(self, params, state: State, rng_key: Array | None = None) -> State:
         """Fills in the candidates of each state; with a key, drawn with their Gumbel noise."""
@@ -114,10 +104,18 @@ class TokenModel:
     newline_id: int
     forbidden_tokens: tuple[int, ...] = ()
     """Ids that are never written, as if the model's vocabulary did not have them."""
+    node_caches: bool = False
+    """Whether every node of a tree holds a cache of its own: plain and large."""
 
     @property
     def stop_tokens(self) -> tuple[int, ...]:
-        return (self.eos_id,) if self.config.kind == "token" else (self.eos_id, self.newline_id)
+        return (self.eos_id, self.newline_id) if self.config.kind == "step" else (self.eos_id,)
+
+    @property
+    def memory(self) -> tree_cache.Memory:
+        if self.node_caches:
+            return tree_cache.NodeCaches()
+        return tree_cache.TreeCache(self.model, self.config.max_action_tokens)
 
     def start(
         self,
@@ -125,11 +123,20 @@ class TokenModel:
         tokens: Int[Array, "B T"],
         lengths: Int[Array, "B"],
         problem: Int[Array, "B"],
+        *,
+        max_moves: int | None = None,
     ) -> State:
-        """The state of prompts: right-padded tokens. Candidates are still empty."""
+        """The state of prompts: right-padded tokens. Candidates are still empty.
+
+        max_moves: searches to come, after the last of which nothing is read; None: any number. So
+            many moves but one need room behind the prompts.
+        """
         c = self.config
         batch, prompt_width = tokens.shape
-        capacity = prompt_width + c.max_completion_tokens
+        room = c.max_completion_tokens
+        if max_moves is not None and not self.node_caches:
+            room = min(room, (max_moves - 1) * c.max_action_tokens)
+        capacity = prompt_width + room
         out, cache = self.model.prefill(params, tokens, lengths=lengths, capacity=capacity)
         last = out.at(lengths - 1)
         k, s = c.num_candidates, c.num_opening_tokens
@@ -148,6 +155,7 @@ class TokenModel:
             ended=no,
             outcome=jnp.zeros((batch,)),
             value=last.value,
+            hidden=last.hidden,
             logits=last.logits,
             cache=cache,
             candidates=empty,
@@ -175,7 +183,7 @@ class TokenModel:
         )
 
     def act(self, params, state: State, action: Int[Array, "B"]) -> State:
-        """Appends the chosen opening and the model's greedy completion of the line.
+        """Appends the chosen opening and the model's greedy completion.
 
         Finished rows stay as they are. `evaluations` restarts: it counts this action alone.
         """
@@ -188,7 +196,7 @@ class TokenModel:
         start = state.length
         state = dataclasses.replace(state, evaluations=jnp.zeros_like(start))
         state = self._read(params, state, opening, num_opening)
-        if c.kind == "step":
+        if c.kind != "token":
             state = self._complete(params, state, start)
         last = state.tokens[rows, jnp.maximum(state.length - 1, 0)]
         moved = state.length > start
@@ -201,7 +209,7 @@ class TokenModel:
         )
 
     def _complete(self, params, state: State, start: Int[Array, "B"]) -> State:
-        """Greedy tokens until every row's line is closed, or too long."""
+        """Greedy tokens until every line is closed, or its run not forced any more, or too long."""
         c = self.config
         stops = jnp.asarray(self.stop_tokens)
         rows = jnp.arange(start.shape[0])
@@ -209,11 +217,17 @@ class TokenModel:
         def is_open(state):
             last = state.tokens[rows, jnp.maximum(state.length - 1, 0)]
             limit = jnp.minimum(start + c.max_step_tokens, c.max_completion_tokens)
-            started = state.length > start
-            return started & ~jnp.isin(last, stops) & (state.length < limit)
+            is_open = (state.length > start) & ~jnp.isin(last, stops) & (state.length < limit)
+            if c.kind == "forced_run":
+                log_probs = jax.nn.log_softmax(written(state))
+                is_open &= jnp.exp(jnp.max(log_probs, axis=-1)) > c.forced_probability
+            return is_open
+
+        def written(state):
+            return generate.forbid(state.logits, self.forbidden_tokens)
 
         def write(state):
-            logits = generate.forbid(state.logits, self.forbidden_tokens)
+            logits = written(state)
             token = jnp.argmax(logits, axis=-1).astype(jnp.int32)
             return self._read(params, state, token[:, None], is_open(state).astype(jnp.int32))
 
@@ -235,6 +249,7 @@ class TokenModel:
             tokens=jax.vmap(write)(state.tokens, tokens, state.length, count),
             length=state.length + count,
             cache=cache,
+            hidden=jnp.where(moved[:, None], last.hidden, state.hidden),
             logits=jnp.where(moved[:, None], last.logits, state.logits),
             value=jnp.where(moved, last.value, state.value),
             evaluations=state.evaluations + count,

@@ -94,6 +94,29 @@ def test_every_way_of_reading_gives_the_same_numbers(options):
         for lane in range(2):
             want = branched[lane][rows, place]
             found[f"lane {lane}"] = (jnp.moveaxis(seen[:, :, lane], 0, 1), want)
+
+        # The same branches as two paths after each prompt, read in ragged pieces.
+        paths, piece = model.empty_paths(cache, 2, 3), jnp.asarray([2, 1, 1, 2, 2, 1])
+        tokens, every = BRANCHES.reshape(6, 3), jnp.arange(6)
+        want = jnp.stack([text[rows, place] for text in branched], axis=1).reshape(6, 3, -1)
+        out, paths = model.extend(params, paths, tokens[:, :2], piece)
+        found["path"] = (out.at(piece - 1).hidden, want[every, piece - 1])
+        after = tokens[every, piece]
+        longer, long_paths = model.decode(params, paths, after)
+        found["longer path"] = (longer.hidden, want[every, piece])
+        lanes = model.empty_lanes(6, 2, 2)  # the first of two goes on as the path does
+        out, lanes = model.branch(params, paths, lanes, jnp.stack([after, after - 1], axis=1))
+        found["lane after a path"] = (out.hidden[:, 0], want[every, piece])
+        out, _ = model.branch(params, paths, lanes, jnp.stack([tokens[:, 2]] * 2, axis=1))
+        short = jnp.asarray([1, 2, 5])
+        found["second token there"] = (out.hidden[short, 0], want[short, 2])
+        first_of_two = jax.tree.map(lambda x: x.reshape(3, 2, *x.shape[1:])[:, :1], paths.layers)
+        folded = model.fold(cache, first_of_two, piece[::2])
+        out, _ = model.decode(params, folded, after[::2])
+        found["decode after a fold"] = (out.hidden, want[ROWS * 2, piece[::2]])
+        found["logits"] = (model.logits(params, longer.hidden), longer.logits)
+        assert long_paths.layers[0].key_values.key.shape == (6, 3, 2, 4)
+
         all_of_them = jnp.full((3, 2), 3)
         scored = model.score_branches(params, TOKENS[:, :6], LENGTHS, BRANCHES, all_of_them)
         before = log_probs[rows[..., None], jnp.arange(2)[:, None], place[:, None] - 1]

@@ -58,7 +58,7 @@ def test_a_branch_of_a_tree_finds_its_ancestors_by_age(length):
             prefix_length=jnp.asarray([length]),
             filled=jnp.asarray(slot),
         )
-        got, lane = convolve(X[:, :, length + t : length + t + 1], view, before, lane)
+        got, lane = convolve(X[:, :, length + t : length + t + 1], view, before[:, None], lane)
         np.testing.assert_allclose(got[0, 0, 0], want[0, 0, length + t], atol=1e-6)
         np.testing.assert_array_equal(lane[:, :, slot], X[:, :, length + t])
 

@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from models import cache as caches
-from search import proposals, token_model
+from search import proposals, token_model, tree_cache
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -24,6 +24,8 @@ class TableModel:
     root_children: np.ndarray  # [A]
     finished: np.ndarray  # [nodes]
     gumbel: np.ndarray  # [B, A] the noise that both searches share
+
+    memory = tree_cache.NodeCaches()
 
     @property
     def k(self):
@@ -47,6 +49,7 @@ class TableModel:
             ended=no,
             outcome=jnp.zeros((batch,)),
             value=jnp.full((batch,), self.value[0]),
+            hidden=jnp.zeros((batch, 1)),
             logits=jnp.zeros((batch, 1)),
             cache=caches.Cache(layers=(), length=zeros),
             candidates=empty,

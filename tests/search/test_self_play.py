@@ -208,6 +208,7 @@ def test_step_actions_need_a_newline(tmp_path, monkeypatch):
         ({"opening_tokens": 0}, "at least one token"),
         ({"opening_tokens": 13}, "no shorter than its opening"),
         ({"min_probability": 1.0}, "min_probability"),
+        ({"forced_probability": 0.0}, "forced_probability"),
     ],
 )
 def test_impossible_actions_are_refused(fields, message):

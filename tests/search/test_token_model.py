@@ -83,6 +83,38 @@ def test_a_step_is_completed_greedily():
         assert whole_text(after, row) == text
 
 
+@pytest.mark.parametrize("forced_probability", [0.3, 1.0])
+def test_a_forced_run_goes_on_while_the_model_is_sure(forced_probability):
+    """With 1 it is a token action; a run that is cut is no failure."""
+    action = token_model.ActionConfig(
+        kind="forced_run",
+        num_candidates=3,
+        max_step_tokens=4,
+        max_completion_tokens=10,
+        forced_probability=forced_probability,
+    )
+    dynamics, state = start(action)
+    lengths = []
+    for _ in range(2):
+        before = dynamics.propose(PARAMS, state)
+        state = dynamics.act(PARAMS, before, jnp.array([0, 1, 2]))
+        for row in range(3):
+            text = whole_text(before, row)
+            num_before = len(text)
+            text.append(int(before.candidates.tokens[row, row, 0]))
+            while text[-1] != EOS and len(text) < num_before + 4:
+                probs = jax.nn.softmax(MODEL.forward(PARAMS, jnp.array([text]))[0, -1])
+                if probs.max() <= forced_probability:
+                    break
+                text.append(int(jnp.argmax(probs)))
+            if bool(before.finished[row]):
+                text = text[:num_before]
+            assert whole_text(state, row) == text
+            assert bool(state.finished[row]) == (text[-1] == EOS)
+            lengths.append(len(text) - num_before)
+    assert max(lengths) == (1 if forced_probability == 1 else 4)
+
+
 @pytest.mark.parametrize("kind", ["token", "step"])
 def test_a_forbidden_token_is_never_written(kind):
     """Not as an opening, and not where the model completes a line greedily."""
