@@ -9,7 +9,7 @@ import difflib
 import functools
 from collections.abc import Callable, Sequence
 
-from data import game24
+from data import game24, grade_school, gsm8k, gsm8k_checker, math500, math_checker
 from data.errors import DataError
 
 
@@ -59,18 +59,58 @@ def _load_game24(split: str) -> list[Problem]:
     return [_game24_problem(numbers, split) for numbers in game24.split(split)]
 
 
-_BY_NAME: dict[str, Callable[[str], list[Problem]]] = {"game24": _load_game24}
+def _load_gsm8k(mode: gsm8k_checker.Mode, split: str) -> list[Problem]:
+    return [
+        Problem(
+            prompt=Prompt(id=row.id, split=split, text=row.prompt),
+            checker=functools.partial(gsm8k_checker.check, row.gold, mode=mode),
+        )
+        for row in gsm8k.split(split)
+    ]
+
+
+def _load_math500(split: str) -> list[Problem]:
+    rows = math500.split(split)
+    math_checker.require_math_verify()
+    return [
+        Problem(
+            prompt=Prompt(id=f"math500/{row['unique_id']}", split=split, text=row["problem"] + "\n"),
+            checker=functools.partial(math_checker.check, row["answer"]),
+        )
+        for row in rows
+    ]
+
+
+def _load_grade_school(split: str) -> list[Problem]:
+    return [
+        Problem(
+            prompt=Prompt(id=f"grade_school/{split}/{number}", split=split, text=problem.prompt),
+            checker=functools.partial(gsm8k_checker.check, problem.gold),
+        )
+        for number, problem in enumerate(grade_school.problem_set(split))
+    ]
+
+
+_BY_NAME: dict[str, Callable[[str], list[Problem]]] = {
+    "game24": _load_game24,
+    "grade_school": _load_grade_school,
+    "gsm8k": functools.partial(_load_gsm8k, "strict"),
+    "gsm8k_flexible": functools.partial(_load_gsm8k, "flexible"),
+    "math500": _load_math500,
+}
 
 
 def load_problems(name: str, split: str) -> list[Problem]:
     """All problems of a split, in a fixed order.
 
     Args:
-      name: "game24".
-      split: "train", "validation" or "test".
+      name: "game24", "grade_school", "gsm8k" (the answer stands after `####` or in a box),
+        "gsm8k_flexible" (it is the last number) or "math500".
+      split: "train", "validation" or "test"; "math500" has only "test".
 
     Raises:
-      DataError: for an unknown name or split, naming the nearest known one.
+      DataError: for an unknown name or split, naming the nearest known one, or if its files are
+        nowhere to be found.
     """
     if name not in _BY_NAME:
         near = difflib.get_close_matches(name, _BY_NAME, n=1)
