@@ -16,7 +16,7 @@ from train.optimizers import AdamWConfig, OptimizersConfig
 from train.pipeline import Pipeline, Stage
 
 MODEL = TransformerConfig(
-    vocab_size=387, width=128, num_layers=3, num_heads=8, num_kv_heads=2, head_dim=16
+    vocab_size=387, width=96, num_layers=3, num_heads=6, num_kv_heads=2, head_dim=16
 )
 MAX_STEPS = 3
 MAX_COMPLETION_TOKENS = 128  # of the longest solution in three steps; it has 100

@@ -6,9 +6,9 @@ r"""Generated word problems in the form of GSM8K, for models that learn on a lap
     #### 19
 
 The prompt is the first line. Stories are composed of `data.grade_school_templates` in 2 to 6 steps;
-all arithmetic is exact, with whole numbers from 1 to 999. A story's place in a split follows from a
-hash of its template and numbers, so no template with the same numbers, and no question, is in two
-splits, whatever the seeds.
+all arithmetic is exact, with whole numbers from 1 to 999. The split of a story follows from a hash of
+its template and the first numbers in it, so no template with the same numbers, and no question, is
+in two splits, whatever the seeds.
 """
 
 import dataclasses
@@ -16,7 +16,7 @@ import functools
 import hashlib
 import itertools
 import random
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Literal
 
 from data import documents
@@ -168,9 +168,9 @@ def problems(
             yield problem
 
 
-def split_of(template: str, numbers: tuple[int, ...]) -> str:
-    """The split that a template with these numbers belongs to, by the first byte of SHA-256."""
-    first = hashlib.sha256(f"{template} {numbers}".encode()).digest()[0]
+def split_of(template: str, numbers: Sequence[int]) -> str:
+    """The split of a template with these numbers of its opening, by the first byte of SHA-256."""
+    first = hashlib.sha256(f"{template} {tuple(numbers)}".encode()).digest()[0]
     return next(name for name, share in _SHARE_OF_256.items() if first in share)
 
 
@@ -190,7 +190,7 @@ _Part = tuple[dict[str, int], list[_Calculation]]  # all numbers by name, and ho
 
 
 def _draw(rng: random.Random, structure: _Structure, split: str):
-    """Numbers of that split with which all comes out whole, and every calculation with them."""
+    """Numbers of that split with which all comes out whole, and the calculations; or None."""
     for _ in range(_MAX_TRIES):
         numbers: list[int] = []
         parts: list[_Part] = []
@@ -200,11 +200,12 @@ def _draw(rng: random.Random, structure: _Structure, split: str):
             if drawn is None:
                 break
             known, calculations, new = drawn
+            if not parts and split_of(structure.name, new) != split:
+                break
             parts.append((known, calculations))
             numbers += new
         else:
-            if split_of(structure.name, tuple(numbers)) == split:
-                return tuple(numbers), parts
+            return tuple(numbers), parts
     return None
 
 
@@ -215,7 +216,7 @@ def _draw_part(rng: random.Random, part: Opening | Event, carried: dict[str, int
         known = carried | drawn
         calculations = _calculate(part.steps, known)
         if calculations is not None:
-            return known, calculations, drawn.values()
+            return known, calculations, list(drawn.values())
     return None
 
 

@@ -10,6 +10,7 @@ n % 15 == 14 are "validation" (498), the others "train" (6,975). Row n is "gsm8k
 
 import dataclasses
 import functools
+import re
 from fractions import Fraction
 from typing import Literal
 
@@ -22,6 +23,8 @@ from data.tokenizer import Tokenizer
 SPLITS = ("train", "validation", "test")
 FILES = {"train": "gsm8k/train.jsonl.xz", "test": "gsm8k/test.jsonl"}
 VALIDATION_EVERY = 15
+
+_CALCULATOR = re.compile(r"<<[^<>\n]*>>")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -76,6 +79,11 @@ def split(name: str) -> tuple[Row, ...]:
         for number, row in enumerate(_file("train"))
         if is_validation(number) == (name == "validation")
     )
+
+
+def without_calculator(answer: str) -> str:
+    """A solution without its calculator annotations, such as `<<48/2=24>>`."""
+    return _CALCULATOR.sub("", answer)
 
 
 def is_validation(number: int) -> bool:

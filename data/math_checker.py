@@ -3,8 +3,9 @@ r"""Which completions of a MATH problem are right: what stands in the last `\box
 Two texts are compared by `math-verify` (extra `eval`; Kydlíček et al., github.com/huggingface/
 Math-Verify), which parses LaTeX into sympy. That can take forever, or all memory, on texts a few
 characters long (`9^{9^{9^9}}`), and its own time limits are alarms, which only the main thread can
-set. So it runs in processes of its own (`data.math_worker`) that are reused, and killed and
-replaced when a text takes too long: from any thread, an answer comes within the time limit.
+set. So it runs in processes of its own (`data.math_worker`) that are reused, and end and are
+replaced when a text takes too long: from any thread, an answer comes. The limit is of processor
+time, so that a busy machine gives the same verdicts; what sleeps is killed after `WALL_SECONDS`.
 """
 
 import atexit
@@ -16,6 +17,7 @@ import json
 import os
 import queue
 import select
+import signal
 import subprocess
 import sys
 import threading
@@ -28,17 +30,19 @@ from data.errors import DataError
 Verdict = Literal["right", "wrong", "too slow", "died"]
 """Only "right" is right. "died": it ran out of memory or crashed."""
 
-LIMIT_SECONDS = 5.0
+LIMIT_SECONDS = 5.0  # of processor time
+WALL_SECONDS = 60.0
 MEMORY_BYTES = 2 * 2**30
 MAX_CHARACTERS = 100_000
 _START_SECONDS = 120.0
+_END_SECONDS = 10.0
 
 
 def check(gold: str, completion: str, *, mode: gsm8k_checker.Mode = "strict") -> bool:
     """Whether the completion's answer equals the gold answer (LaTeX, without a box).
 
-    Safe in threads. Never raises once `require_math_verify` has not; answers within
-    `LIMIT_SECONDS` of its turn (as many texts are compared at once as there are processors).
+    Safe in threads. Never raises once `require_math_verify` has not. What needs more than
+    `LIMIT_SECONDS` is wrong; as many texts are compared at once as there are processors.
     """
     return judge(gold, completion, mode=mode) == "right"
 
@@ -107,7 +111,14 @@ class Worker:
             stderr=subprocess.DEVNULL,
             cwd=files.REPOSITORY_ROOT,
         )
-        ready = self._read(_START_SECONDS)
+        try:
+            ready = self._read(_START_SECONDS)
+        except _DeadError as error:
+            raise DataError(
+                f"the process that compares answers to MATH is ready within {_START_SECONDS:.0f} "
+                f"seconds; got one that was {error.verdict}. Run python -m data.math_worker "
+                f"{MEMORY_BYTES} {limit_seconds:g} to see why."
+            ) from error
         if ready is not True:
             self.kill()
             raise _not_installed(str(ready))
@@ -120,7 +131,7 @@ class Worker:
         except OSError as error:
             self.kill()
             raise _DeadError("died") from error
-        return self._read(self.limit_seconds) is True
+        return self._read(WALL_SECONDS) is True
 
     def _read(self, seconds: float) -> object:
         """One line of the process, within the time; else it is killed."""
@@ -132,9 +143,12 @@ class Worker:
                 self.kill()
                 raise _DeadError("too slow")
             part = os.read(descriptor, 2**16)
-            if not part:
+            if not part:  # it has ended, or is about to
+                with contextlib.suppress(subprocess.TimeoutExpired):
+                    self.process.wait(_END_SECONDS)
                 self.kill()
-                raise _DeadError("died")
+                is_slow = self.process.returncode == -signal.SIGPROF
+                raise _DeadError("too slow" if is_slow else "died")
             line += part
         return json.loads(line)
 

@@ -4,6 +4,7 @@ import importlib.util
 import os
 import pickle
 import random
+import signal
 import time
 from functools import partial
 
@@ -92,13 +93,14 @@ def test_agreement_with_published_verdicts(data_file):
 
 
 def test_what_never_ends_is_killed_and_replaced(pool):
-    num_started = pool.num_started
+    num_started, verdicts = pool.num_started, []
     for number, text in enumerate(NEVER_ENDING):
-        started = time.monotonic()
-        assert pool.judge("\\boxed{1}", f"\\boxed{{{text}}}") in ("too slow", "died", "wrong")
-        assert time.monotonic() - started < 60, "the process is started again, slowly"
+        verdict = pool.judge("\\boxed{1}", f"\\boxed{{{text}}}")
+        assert verdict in ("too slow", "died", "wrong"), text
+        verdicts.append(verdict)
         assert pool.judge("\\boxed{2}", "\\boxed{1+1}") == "right", number
-    assert pool.num_started > num_started + 1, "at least one of them did hang"
+    assert "too slow" in verdicts
+    assert pool.num_started >= num_started + sum(one != "wrong" for one in verdicts)
 
 
 def test_a_worker_that_dies_is_replaced(pool):
@@ -111,6 +113,18 @@ def test_a_worker_that_dies_is_replaced(pool):
     assert pool.judge("\\boxed{1}", "\\boxed{1}") == "died"
     assert pool.judge("\\boxed{1}", "\\boxed{1}") == "right"
     assert pool.num_started == num_started + 1
+
+
+def test_a_worker_that_sleeps_is_killed(pool, monkeypatch):
+    assert pool.judge("\\boxed{1}", "\\boxed{1}") == "right"
+    worker = pool._idle.get()
+    worker.process.send_signal(signal.SIGSTOP)
+    pool._idle.put(worker)
+    with monkeypatch.context() as patch:
+        patch.setattr(math_checker, "WALL_SECONDS", 0.2)
+        assert pool.judge("\\boxed{1}", "\\boxed{1}") == "too slow"
+    assert worker.process.returncode == -signal.SIGKILL
+    assert pool.judge("\\boxed{1}", "\\boxed{1}") == "right"
 
 
 def test_threads_share_the_processes():
@@ -136,15 +150,14 @@ def test_a_missing_library_is_named(monkeypatch):
 
 
 def fuzz(pool: math_checker.Pool, num_calls: int) -> collections.Counter:
+    """Verdicts by kind; what hangs is none, since the test would never end."""
     rng = random.Random(0)
     verdicts: collections.Counter = collections.Counter()
     for _ in range(num_calls):
         text = "".join(rng.choices(FUZZ_PIECES, k=rng.randrange(1, 25)))
         started = time.monotonic()
-        num_started = pool.num_started
         verdicts[pool.judge("\\boxed{\\frac{1}{2}}", f"\\boxed{{{text}}}")] += 1
-        if pool.num_started == num_started:
-            assert time.monotonic() - started < 2 * pool.limit_seconds, text
+        assert time.monotonic() - started < math_checker.WALL_SECONDS, text
     return verdicts
 
 
