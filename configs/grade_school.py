@@ -29,14 +29,10 @@ def base(steps: int, seed: int = 0) -> Experiment:
         tokenizer="grade_school",
         sources=(GradeSchoolSource(num_problems=30_000, seed=seed, max_steps=MAX_STEPS),),
         validation_sources=(
-            GradeSchoolSource(
-                split="validation", num_problems=500, seed=seed, max_steps=MAX_STEPS
-            ),
+            GradeSchoolSource(split="validation", num_problems=500, seed=seed, max_steps=MAX_STEPS),
         ),
         optimizers=OptimizersConfig(
-            policy=AdamWConfig(
-                peak_learning_rate=3e-3, warmup_steps=50, weight_decay=0.01, b2=0.98
-            )
+            policy=AdamWConfig(peak_learning_rate=3e-3, warmup_steps=50, weight_decay=0.01, b2=0.98)
         ),
         sequence_length_tokens=224,
         batch_size=32,

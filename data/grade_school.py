@@ -6,9 +6,9 @@ r"""Generated word problems in the form of GSM8K, for models that learn on a lap
     #### 19
 
 The prompt is the first line. Stories are composed of `data.grade_school_templates` in 2 to 6 steps;
-all arithmetic is exact, with whole numbers from 1 to 999. The split of a story follows from a hash of
-its template and the first numbers in it, so no template with the same numbers, and no question, is
-in two splits, whatever the seeds.
+all arithmetic is exact, with whole numbers from 1 to 999. The split of a story follows from a hash
+of its template and the numbers of its opening, so no template with the same numbers, and no
+question, is in two splits, whatever the seeds.
 """
 
 import dataclasses
@@ -306,9 +306,7 @@ class GradeSchoolSource:
     line's end, "all"."""
 
     def documents(self, tokenizer: Tokenizer, length: int) -> Documents:
-        stream = problems(
-            self.seed, self.split, min_steps=self.min_steps, max_steps=self.max_steps
-        )
+        stream = problems(self.seed, self.split, min_steps=self.min_steps, max_steps=self.max_steps)
         chosen = itertools.islice(stream, self.num_problems)
         texts = ((problem.prompt, problem.answer) for problem in chosen)
         return documents.from_texts(texts, tokenizer, self.loss)

@@ -283,8 +283,8 @@ OPENINGS = (
     ),
     Opening(
         "school",
-        "A school has {a} students. {p} percent of them take the bus, and {w} walk. The others come "
-        "by bike.",
+        "A school has {a} students. {p} percent of them take the bus, and {w} walk. The others "
+        "come by bike.",
         "How many students come by bike?",
         {"a": range(40, 500, 10), "p": (10, 20, 25, 30, 40, 50), "w": range(5, 90)},
         (

@@ -5,8 +5,7 @@ stories may change without a change of ids; append new words, never reorder: che
 the ids.
 """
 
-WORDS = tuple(
-    """
+_TEXT = """
     A Ada After Ben Carla David Each Elena Every Farid First Friday Grace How Hugo In Irene It Jamal
     Kenji Lena Marco Monday Nadia Omar On Paula Quinn Rosa Samir Tara The Then There Together
     Tuesday Two Uma Victor Wendy Yusuf a all among an and animals apples are around as away back bag
@@ -22,5 +21,5 @@ WORDS = tuple(
     shop sides spend spends stamps stickers still stones store storm students take tank than that
     the them then there they third three thrown tickets times to together tomatoes toys train trays
     twice two walk walks wants week weeks which wide will with works years
-    """.split()
-)
+"""
+WORDS = tuple(_TEXT.split())

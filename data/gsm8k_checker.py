@@ -52,7 +52,6 @@ _FRACTION = (
 _NUMBER = re.compile(
     rf"(?P<sign>[-+])? ?(?:{_CURRENCY} ?){{0,2}}+(?P<inner_sign>[-+])?"
     rf"(?:(?:(?P<whole>{_WHOLE})(?: and )?+ *)?{_FRACTION}|(?P<decimal>{_DECIMAL}))"
-    r"(?![0-9]|[.,][0-9])"
 )
 # Maximal runs of digits, so that a malformed number is never read in part.
 _RUN = r"(?:[0-9]++(?:[.,][0-9]++)*+|\.[0-9]++)"

@@ -72,13 +72,12 @@ def _load_gsm8k(mode: gsm8k_checker.Mode, split: str) -> list[Problem]:
 def _load_math500(split: str) -> list[Problem]:
     rows = math500.split(split)
     math_checker.require_math_verify()
-    return [
-        Problem(
-            prompt=Prompt(id=f"math500/{row['unique_id']}", split=split, text=row["problem"] + "\n"),
-            checker=functools.partial(math_checker.check, row["answer"]),
-        )
-        for row in rows
-    ]
+    loaded = []
+    for row in rows:
+        name, text = f"math500/{row['unique_id']}", row["problem"] + "\n"
+        checker = functools.partial(math_checker.check, row["answer"])
+        loaded.append(Problem(prompt=Prompt(id=name, split=split, text=text), checker=checker))
+    return loaded
 
 
 def _load_grade_school(split: str) -> list[Problem]:

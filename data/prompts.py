@@ -4,9 +4,9 @@ r"""How a problem is put to a model that was not trained on its form: few-shot o
     few_shot(problem).prompt.text       "Question: ...\nAnswer: ... #### 8\n\n ... Answer:"
     chat(problem).prompt.text           the question as a turn, with an instruction
 
-Both return a problem with another prompt; a few-shot checker reads no further than the first answer,
-since a model that continues the pattern goes on to questions of its own. A model trained on the
-problems' own form (question, line end, solution) is asked with the problem as it is loaded.
+Both return a problem with another prompt; a few-shot checker reads no further than the first
+answer, since a model that continues the pattern goes on to questions of its own. A model trained on
+the problems' own form (question, line end, solution) is asked with the problem as it is loaded.
 """
 
 import dataclasses
@@ -43,8 +43,8 @@ GSM8K_EXAMPLES = (
     Example(
         "A taxi costs $4 to enter and $3 for every mile. Ines pays with two $20 notes after a ride "
         "of 11 miles. How much change does she get?",
-        "The miles cost 11 * 3 = 33 dollars, and the ride 33 + 4 = 37 dollars. She pays 2 * 20 = 40 "
-        "dollars and gets 40 - 37 = 3 dollars back.\n#### 3",
+        "The miles cost 11 * 3 = 33 dollars, and the ride 33 + 4 = 37 dollars. She pays "
+        "2 * 20 = 40 dollars and gets 40 - 37 = 3 dollars back.\n#### 3",
     ),
     Example(
         "Of the 80 seats of a cinema 25% are taken by adults, and three times as many by children. "

@@ -1,6 +1,6 @@
 """Generated grade-school problems as a tfds dataset, in the splits of `data.grade_school`.
 
-    builders.data_source("grade_school", "test", data_dir)[0]
+builders.data_source("grade_school", "test", data_dir)[0]
 """
 
 import itertools

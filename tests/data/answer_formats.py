@@ -65,6 +65,14 @@ def spoilt(number: str) -> Iterator[str]:
     yield from (f"{number}/2", f"{number}:30", f"{number}M")
 
 
+def misgrouped(value: Fraction) -> Iterator[str]:
+    """The right digits with commas where none belongs."""
+    digits = str(abs(value.numerator))
+    if value.denominator == 1 and len(digits) > 2:
+        yield from (f"{digits[:-2]},{digits[-2:]}", f"{digits[:-1]},{digits[-1:]}")
+        yield from [f"{digits[:-4]},{digits[-4:]}"] * (len(digits) > 4)
+
+
 def marked(answer: str, decoy: str) -> Iterator[str]:
     """Whole completions whose answer is `answer`; `decoy` stands where it does not count."""
     yield f"#### {answer}"
@@ -107,7 +115,7 @@ def cases(seed: int, num_values: int) -> Iterator[tuple[Fraction, str, bool]]:
                 yield value, one_of(marked(presented, decoy)), True
                 yield rng.choice(others(value)), one_of(marked(presented, decoy)), False
         number = one_of(written(value))
-        for text in itertools.chain(spoilt(number), NOT_A_NUMBER):
+        for text in itertools.chain(spoilt(number), misgrouped(value), NOT_A_NUMBER):
             is_zero = value == 0 and text == f"{number} million"
             yield value, one_of(marked(text, str(value))), is_zero
         for text in unmarked(one_of(written(value))):
