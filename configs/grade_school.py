@@ -8,7 +8,7 @@ Only the solution is counted in the loss. The model is the base of a later circl
 """
 
 from configs.base import Experiment
-from data.grade_school import GradeSchoolSource
+from data.grade_school import SHORT_STEPS, GradeSchoolSource
 from evaluation.methods import Greedy
 from evaluation.run import EvaluationConfig
 from models.transformer import TransformerConfig
@@ -18,7 +18,6 @@ from train.pipeline import Pipeline, Stage
 MODEL = TransformerConfig(
     vocab_size=387, width=96, num_layers=3, num_heads=6, num_kv_heads=2, head_dim=16
 )
-MAX_STEPS = 3
 MAX_COMPLETION_TOKENS = 128  # of the longest solution in three steps; it has 100
 
 
@@ -27,9 +26,11 @@ def base(steps: int, seed: int = 0) -> Experiment:
     return Experiment(
         model=MODEL,
         tokenizer="grade_school",
-        sources=(GradeSchoolSource(num_problems=30_000, seed=seed, max_steps=MAX_STEPS),),
+        sources=(GradeSchoolSource(num_problems=30_000, seed=seed, max_steps=SHORT_STEPS),),
         validation_sources=(
-            GradeSchoolSource(split="validation", num_problems=500, seed=seed, max_steps=MAX_STEPS),
+            GradeSchoolSource(
+                split="validation", num_problems=500, seed=seed, max_steps=SHORT_STEPS
+            ),
         ),
         optimizers=OptimizersConfig(
             policy=AdamWConfig(peak_learning_rate=3e-3, warmup_steps=50, weight_decay=0.01, b2=0.98)
@@ -52,7 +53,7 @@ def get_config() -> Pipeline:
                 name="evaluation",
                 command="evaluation",
                 config=EvaluationConfig(
-                    checkpoint="stage:base", tasks=("grade_school",), methods=(greedy,)
+                    checkpoint="stage:base", tasks=("grade_school_short",), methods=(greedy,)
                 ),
                 expected_seconds=60.0,
             ),

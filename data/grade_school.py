@@ -37,8 +37,9 @@ from data.packing import Documents
 from data.tokenizer import Tokenizer
 
 Split = Literal["train", "validation", "test"]
-SPLITS = ("train", "validation", "test")
+SPLITS: tuple[Split, ...] = ("train", "validation", "test")
 MIN_STEPS, MAX_STEPS = 2, 6
+SHORT_STEPS = 3
 MAX_EVENTS = 4
 NUM_HELD_OUT = 500
 """Problems of the sets "validation" and "test"."""
@@ -92,12 +93,16 @@ class _Structure:
     events: tuple[Event, ...] = ()
 
     @functools.cached_property
+    def parts(self) -> tuple[Opening | Event, ...]:
+        return (self.opening, *self.events)
+
+    @functools.cached_property
     def name(self) -> str:
-        return "+".join(part.name for part in (self.opening, *self.events))
+        return "+".join(part.name for part in self.parts)
 
     @property
     def num_steps(self) -> int:
-        return sum(len(part.steps) for part in (self.opening, *self.events))
+        return sum(len(part.steps) for part in self.parts)
 
     @functools.cached_property
     def question(self) -> str:
@@ -175,10 +180,11 @@ def split_of(template: str, numbers: Sequence[int]) -> str:
 
 
 @functools.cache
-def problem_set(split: Split) -> tuple[GradeSchoolProblem, ...]:
-    """The fixed problems of a split that are asked by name."""
+def problem_set(split: Split, max_steps: int = MAX_STEPS) -> tuple[GradeSchoolProblem, ...]:
+    """The fixed problems of a split that are asked by name, of 2 to `max_steps` steps."""
     count = NUM_TRAIN if split == "train" else NUM_HELD_OUT
-    return tuple(itertools.islice(problems(_SET_SEEDS.get(split, 0), split), count))
+    stream = problems(_SET_SEEDS.get(split, 0), split, max_steps=max_steps)
+    return tuple(itertools.islice(stream, count))
 
 
 def _choose(rng: random.Random, options):
@@ -195,7 +201,7 @@ def _draw(rng: random.Random, structure: _Structure, split: str):
         numbers: list[int] = []
         parts: list[_Part] = []
         known: dict[str, int] = {}
-        for part in (structure.opening, *structure.events):
+        for part in structure.parts:
             drawn = _draw_part(rng, part, {"x": known["x"]} if parts else {})
             if drawn is None:
                 break
@@ -261,7 +267,7 @@ def _tell(
     names, objects = rng.sample(NAMES, 3 + len(structure.events)), rng.sample(THINGS, 2)
     words = {"A": names[0], "C": names[2], "things": objects[0], "others": objects[1]}
     told, lines = [], []
-    for place, part in enumerate((structure.opening, *structure.events)):
+    for place, part in enumerate(structure.parts):
         known, calculations = parts[place]
         words["B"] = names[1] if not place else names[2 + place]
         values = {name: _Number(value) for name, value in known.items()}

@@ -80,19 +80,22 @@ def _load_math500(split: str) -> list[Problem]:
     return loaded
 
 
-def _load_grade_school(split: str) -> list[Problem]:
+def _load_grade_school(name: str, max_steps: int, split: grade_school.Split) -> list[Problem]:
     return [
         Problem(
-            prompt=Prompt(id=f"grade_school/{split}/{number}", split=split, text=problem.prompt),
+            prompt=Prompt(id=f"{name}/{split}/{number}", split=split, text=problem.prompt),
             checker=functools.partial(gsm8k_checker.check, problem.gold),
         )
-        for number, problem in enumerate(grade_school.problem_set(split))
+        for number, problem in enumerate(grade_school.problem_set(split, max_steps))
     ]
 
 
-_BY_NAME: dict[str, Callable[[str], list[Problem]]] = {
+_BY_NAME: dict[str, Callable[..., list[Problem]]] = {
     "game24": _load_game24,
-    "grade_school": _load_grade_school,
+    "grade_school": functools.partial(_load_grade_school, "grade_school", grade_school.MAX_STEPS),
+    "grade_school_short": functools.partial(
+        _load_grade_school, "grade_school_short", grade_school.SHORT_STEPS
+    ),
     "gsm8k": functools.partial(_load_gsm8k, "strict"),
     "gsm8k_flexible": functools.partial(_load_gsm8k, "flexible"),
     "math500": _load_math500,
@@ -103,8 +106,9 @@ def load_problems(name: str, split: str) -> list[Problem]:
     """All problems of a split, in a fixed order.
 
     Args:
-      name: "game24", "grade_school", "gsm8k" (the answer stands after `####` or in a box),
-        "gsm8k_flexible" (it is the last number) or "math500".
+      name: "game24", "grade_school" (2 to 6 steps), "grade_school_short" (2 or 3), "gsm8k" (the
+        answer stands after `####` or in a box), "gsm8k_flexible" (it is the last number) or
+        "math500".
       split: "train", "validation" or "test"; "math500" has only "test".
 
     Raises:

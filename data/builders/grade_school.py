@@ -34,9 +34,9 @@ class GradeSchool(tfds.core.GeneratorBasedBuilder):
 
     def _generate_examples(self, split: grade_school.Split) -> Iterator[tuple[int, dict]]:
         if split == "train":
-            chosen = itertools.islice(grade_school.problems(0), NUM_TRAIN)
+            chosen = list(itertools.islice(grade_school.problems(0), NUM_TRAIN))
         else:
-            chosen = iter(grade_school.problem_set(split))
+            chosen = list(grade_school.problem_set(split))
         for number, problem in enumerate(chosen):
             yield (
                 number,

@@ -106,10 +106,14 @@ def test_a_question_says_its_template_and_numbers(many):
         assert by_question.setdefault(told, key) == key
 
 
-def test_it_is_a_problem_set():
-    loaded = problems.load_problems("grade_school", "validation")
+@pytest.mark.parametrize(("name", "max_steps"), [("grade_school", 6), ("grade_school_short", 3)])
+def test_it_is_a_problem_set(name, max_steps):
+    loaded = problems.load_problems(name, "validation")
     assert len({one.prompt.id for one in loaded}) == 500
-    first, problem = loaded[0], grade_school.problem_set("validation")[0]
+    told = grade_school.problem_set("validation", max_steps)
+    assert max(one.num_steps for one in told) == max_steps
+    first, problem = loaded[0], told[0]
+    assert first.prompt.id == f"{name}/validation/0"
     assert first.prompt.text == problem.question + "\n"
     assert first.verify(problem.answer) and not first.verify(f"#### {problem.gold + 1}")
     with pytest.raises(DataError, match="split"):
