@@ -7,8 +7,8 @@ Stories of two and three steps (`data.grade_school`); the checker compares the n
 Only the solution is counted in the loss. The model is the base of a later circle of search.
 
 Measured on two busy cores of an AMD EPYC (2026-11-27) with 300 steps, 6 processor minutes: held-out
-loss 7.06 -> .284 nats per token, greedy accuracy 2.8% (2-5) of 500. It writes solutions in the right
-form by then, and wrong arithmetic (docs/experiments.md). 2,000 steps: not measured yet.
+loss 7.06 -> .284 nats per token, greedy accuracy 2.8% (2-5) of 500. By then it writes solutions in
+the right form, and wrong arithmetic (docs/experiments.md). 2,000 steps: not measured yet.
 """
 
 from configs.base import Experiment
