@@ -149,12 +149,22 @@ def test_a_missing_library_is_named(monkeypatch):
         math_checker.require_math_verify()
 
 
+def formula(rng: random.Random, depth: int) -> str:
+    """A well-formed one, and often too large to be worked out."""
+    if not depth:
+        return rng.choice(["x", "\\pi", "2", "9", "37", "10^{10}", "0.1"])
+    a, b = formula(rng, depth - 1), formula(rng, depth - 1)
+    forms = [f"({a})^{{{b}}}", f"({a})!", f"\\frac{{{a}}}{{{b}}}", f"\\sqrt[3]{{{a}}}", f"{a}+{b}"]
+    return rng.choice([*forms, f"\\sin({a})", f"\\log_{{{a}}}({b})"])
+
+
 def fuzz(pool: math_checker.Pool, num_calls: int) -> collections.Counter:
     """Verdicts by kind; what hangs is none, since the test would never end."""
     rng = random.Random(0)
     verdicts: collections.Counter = collections.Counter()
     for _ in range(num_calls):
         text = "".join(rng.choices(FUZZ_PIECES, k=rng.randrange(1, 25)))
+        text = formula(rng, depth=3) if rng.random() < 0.03 else text
         started = time.monotonic()
         verdicts[pool.judge("\\boxed{\\frac{1}{2}}", f"\\boxed{{{text}}}")] += 1
         assert time.monotonic() - started < math_checker.WALL_SECONDS, text
