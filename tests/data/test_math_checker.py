@@ -164,7 +164,7 @@ def fuzz(pool: math_checker.Pool, num_calls: int) -> collections.Counter:
     verdicts: collections.Counter = collections.Counter()
     for _ in range(num_calls):
         text = "".join(rng.choices(FUZZ_PIECES, k=rng.randrange(1, 25)))
-        text = formula(rng, depth=3) if rng.random() < 0.03 else text
+        text = formula(rng, depth=3) if rng.random() < 0.01 else text
         started = time.monotonic()
         verdicts[pool.judge("\\boxed{\\frac{1}{2}}", f"\\boxed{{{text}}}")] += 1
         assert time.monotonic() - started < math_checker.WALL_SECONDS, text
