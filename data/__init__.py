@@ -4,7 +4,11 @@ errors.py            DataError: what was received, the rule, what to do
 files.py             find(name): downloaded data files, wherever they are kept
 tokenizer.py         text <-> token ids
 problems.py          Prompt (what a search may see) and Problem (with its checker), by name
+prompts.py           the same problems few-shot or as a chat
 game24.py            Game of 24: puzzles, splits, random legal play; game24_checker.py: the rules
+gsm8k.py             GSM8K: rows, splits; gsm8k_checker.py: the number that a text ends with
+math500.py           MATH-500; math_checker.py, math_worker.py: formulas, compared by math-verify
+grade_school.py      generated word problems; grade_school_templates.py, grade_school_words.py
 documents.py         text sources -> batches of tokens and loss masks [B, T]; packing.py: windows
 synthetic.py         generated tasks: copying, induction, recall; listops.py: lists of digits
 sources.py           all text sources by type
@@ -16,5 +20,6 @@ hybrid.py            records -> batches of policy, value and text; record_rows.p
 mixture.py           shuffled, weighted, resumable batches of rows in memory
 builders/            tfds datasets (ArrayRecord, without TensorFlow)
 
-Nothing here needs JAX: batches are dictionaries of numpy arrays, and iterators are grain's.
+docs/data.md describes it. Nothing here needs JAX: batches are dictionaries of numpy arrays, and
+iterators are grain's.
 """

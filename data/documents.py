@@ -14,8 +14,6 @@ A batch is a dictionary of arrays [B, T]:
 import dataclasses
 import functools
 import hashlib
-import lzma
-import pathlib
 from collections.abc import Iterable, Sequence
 from typing import Literal, Protocol
 
@@ -98,7 +96,7 @@ class TextFileSource:
     """Tokens that count: "all"; a text file has no prompts."""
 
     def documents(self, tokenizer: Tokenizer, length: int) -> Documents:
-        text = read_text(self.path)
+        text = files.read_text(self.path)
         if not 0 <= self.begin < self.end <= 1:
             raise DataError(
                 "a part of a file begins before it ends, both from 0 to 1; got "
@@ -160,24 +158,6 @@ class TfdsSource:
         examples = builders.data_source(self.name, self.split, self.data_dir)
         texts = ((one["prompt"].decode(), one["completion"].decode()) for one in examples)
         return from_texts(texts, tokenizer, self.loss)
-
-
-def read_text(path: str) -> str:
-    """Contents of a file given by its path or by its name among the known data."""
-    found = pathlib.Path(path) if pathlib.Path(path).exists() else files.find(path)
-    if found is None:
-        raise DataError(
-            f"a text source names a file; got {path!r}, which is neither a path nor below "
-            f"{', '.join(map(str, files.roots()))}. Set TAYLORZERO_DATA or correct the path."
-        )
-    try:
-        contents = found.read_bytes()
-        contents = lzma.decompress(contents) if found.suffix == ".xz" else contents
-        return contents.decode("utf-8")
-    except (OSError, lzma.LZMAError, UnicodeDecodeError) as error:
-        raise DataError(
-            f"a text source is a UTF-8 file, plain or .xz; got {found}: {error}. Replace the file."
-        ) from error
 
 
 def from_texts(texts: Iterable[tuple[str, str]], tokenizer: Tokenizer, loss: Loss) -> Documents:

@@ -11,7 +11,7 @@ from typing import Literal
 
 import numpy as np
 
-from data import documents
+from data import files
 from data.errors import DataError
 from data.packing import Documents
 from data.tokenizer import Tokenizer
@@ -38,7 +38,7 @@ class ListOpsSource:
 
     def documents(self, tokenizer: Tokenizer, length: int) -> Documents:
         by_part: dict[str, dict[str, str]] = {part: {} for part in PARTS}
-        for number, line in enumerate(documents.read_text(self.path).splitlines()):
+        for number, line in enumerate(files.read_text(self.path).splitlines()):
             value, tab, expression = line.partition("\t")
             if not tab or value not in tuple("0123456789"):
                 raise DataError(

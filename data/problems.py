@@ -9,7 +9,7 @@ import difflib
 import functools
 from collections.abc import Callable, Sequence
 
-from data import game24
+from data import game24, grade_school, gsm8k, gsm8k_checker, math500, math_checker
 from data.errors import DataError
 
 
@@ -59,18 +59,61 @@ def _load_game24(split: str) -> list[Problem]:
     return [_game24_problem(numbers, split) for numbers in game24.split(split)]
 
 
-_BY_NAME: dict[str, Callable[[str], list[Problem]]] = {"game24": _load_game24}
+def _load_gsm8k(mode: gsm8k_checker.Mode, split: str) -> list[Problem]:
+    return [
+        Problem(
+            prompt=Prompt(id=row.id, split=split, text=row.prompt),
+            checker=functools.partial(gsm8k_checker.check, row.gold, mode=mode),
+        )
+        for row in gsm8k.split(split)
+    ]
+
+
+def _load_math500(split: str) -> list[Problem]:
+    rows = math500.split(split)
+    math_checker.require_math_verify()
+    loaded = []
+    for row in rows:
+        name, text = f"math500/{row['unique_id']}", row["problem"] + "\n"
+        checker = functools.partial(math_checker.check, row["answer"])
+        loaded.append(Problem(prompt=Prompt(id=name, split=split, text=text), checker=checker))
+    return loaded
+
+
+def _load_grade_school(name: str, max_steps: int, split: grade_school.Split) -> list[Problem]:
+    return [
+        Problem(
+            prompt=Prompt(id=f"{name}/{split}/{number}", split=split, text=problem.prompt),
+            checker=functools.partial(gsm8k_checker.check, problem.gold),
+        )
+        for number, problem in enumerate(grade_school.problem_set(split, max_steps))
+    ]
+
+
+_BY_NAME: dict[str, Callable[..., list[Problem]]] = {
+    "game24": _load_game24,
+    "grade_school": functools.partial(_load_grade_school, "grade_school", grade_school.MAX_STEPS),
+    "grade_school_short": functools.partial(
+        _load_grade_school, "grade_school_short", grade_school.SHORT_STEPS
+    ),
+    "gsm8k": functools.partial(_load_gsm8k, "strict"),
+    "gsm8k_flexible": functools.partial(_load_gsm8k, "flexible"),
+    "math500": _load_math500,
+}
 
 
 def load_problems(name: str, split: str) -> list[Problem]:
     """All problems of a split, in a fixed order.
 
     Args:
-      name: "game24".
-      split: "train", "validation" or "test".
+      name: "game24", "grade_school" (2 to 6 steps), "grade_school_short" (2 or 3), "gsm8k" (the
+        answer stands after `####` or in a box), "gsm8k_flexible" (it is the last number) or
+        "math500".
+      split: "train", "validation" or "test"; "math500" has only "test".
 
     Raises:
-      DataError: for an unknown name or split, naming the nearest known one.
+      DataError: for an unknown name or split, naming the nearest known one, or if its files are
+        nowhere to be found.
     """
     if name not in _BY_NAME:
         near = difflib.get_close_matches(name, _BY_NAME, n=1)

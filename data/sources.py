@@ -1,6 +1,8 @@
 """All text sources by type: what a config may name."""
 
 from data.documents import LegalPlaySource, RecordTextSource, TextFileSource
+from data.grade_school import GradeSchoolSource
+from data.gsm8k import Gsm8kSource
 from data.listops import ListOpsSource
 from data.synthetic import InductionHeadsSource, RecallSource, SelectiveCopyingSource
 
@@ -12,4 +14,6 @@ TextSource = (
     | InductionHeadsSource
     | RecallSource
     | ListOpsSource
+    | GradeSchoolSource
+    | Gsm8kSource
 )

@@ -2,6 +2,7 @@
 
 A tokenizer is anything with the members of `Tokenizer`. `WordTokenizer` is the exact one for small
 formal languages such as Game of 24: one token per word, nothing ever split or normalised.
+`PieceTokenizer` is for stories: known words, and all else in characters.
 """
 
 import dataclasses
@@ -13,6 +14,7 @@ import re
 from collections.abc import Callable, Iterable
 from typing import Protocol, runtime_checkable
 
+from data import grade_school_words
 from data.errors import DataError
 
 PAD = "<pad>"
@@ -155,6 +157,88 @@ class ByteTokenizer:
         return text.decode("utf-8", errors="replace")
 
 
+@dataclasses.dataclass(frozen=True)
+class PieceTokenizer:
+    """Whole words of a list with the space before them, all other characters one by one.
+
+    Any text of printable ASCII and line ends comes back exactly: `decode(encode(text)) == text`.
+    Digits are always apart, and so is "=". Other characters are a `DataError`.
+
+    Args:
+      words: words of letters that are one piece; a word that begins with a capital letter is one
+        also where no space stands before it, as in the beginning of a line.
+      marks: other pieces of several characters, which are sought first.
+    """
+
+    words: tuple[str, ...]
+    marks: tuple[str, ...] = ()
+
+    @functools.cached_property
+    def pieces(self) -> tuple[str, ...]:
+        """Text of every id; padding and end of text have none."""
+        characters = (NEWLINE, *map(chr, range(32, 127)))
+        capitals = tuple(word for word in self.words if word[:1].isupper() and len(word) > 1)
+        spaced = tuple(f" {word}" for word in self.words)
+        return ("", "", *characters, *self.marks, *capitals, *spaced)
+
+    @functools.cached_property
+    def _ids(self) -> dict[str, int]:
+        return {piece: i for i, piece in enumerate(self.pieces) if piece}
+
+    @functools.cached_property
+    def _pattern(self) -> re.Pattern[str]:
+        return re.compile("|".join([*map(re.escape, self.marks), " ?[A-Za-z]+", "."]), re.DOTALL)
+
+    @property
+    def vocab_size(self) -> int:
+        return len(self.pieces)
+
+    @property
+    def pad_id(self) -> int:
+        return 0
+
+    @property
+    def eos_id(self) -> int:
+        return 1
+
+    @property
+    def special_ids(self) -> tuple[int, ...]:
+        return (self.pad_id, self.eos_id)
+
+    @property
+    def newline_id(self) -> int | None:
+        return FIRST_SYMBOL
+
+    @functools.cached_property
+    def fingerprint(self) -> str:
+        content = json.dumps({"kind": "pieces", "pieces": self.pieces})
+        return hashlib.sha256(content.encode()).hexdigest()
+
+    def encode(self, text: str) -> list[int]:
+        ids: list[int] = []
+        try:
+            for piece in self._pattern.findall(text):
+                if piece in self._ids:
+                    ids.append(self._ids[piece])
+                else:
+                    ids += [self._ids[character] for character in piece]
+        except KeyError as error:
+            raise DataError(
+                "text is made of printable ASCII characters and line ends; got "
+                f"{error.args[0]!r} in {text[:80]!r}. Leave it out, or use the tokenizer bytes."
+            ) from None
+        return ids
+
+    def decode(self, ids: Iterable[int]) -> str:
+        ids = [int(i) for i in ids]
+        if ids and not 0 <= min(ids) <= max(ids) < self.vocab_size:
+            raise DataError(
+                f"a token id is 0..{self.vocab_size - 1}; got {min(ids)}..{max(ids)}. "
+                "Decode with the tokenizer that the ids were made with."
+            )
+        return "".join([self.pieces[i] for i in ids])
+
+
 def _game24() -> WordTokenizer:
     symbols = (PAD, EOS, NEWLINE, "left", "=", "+", "-", "*", "/")
     return WordTokenizer(symbols + tuple(str(number) for number in range(100)))
@@ -165,6 +249,10 @@ def _listops() -> WordTokenizer:
     return WordTokenizer((PAD, EOS, *operators, *map(str, range(10))))
 
 
+def _grade_school() -> PieceTokenizer:
+    return PieceTokenizer(grade_school_words.WORDS, marks=(" = <<", ">>", "#### "))
+
+
 def _symbols(count: int) -> WordTokenizer:
     return WordTokenizer((PAD, EOS, *(f"s{n}" for n in range(count))))
 
@@ -172,6 +260,7 @@ def _symbols(count: int) -> WordTokenizer:
 _BY_NAME: dict[str, Callable[[], Tokenizer]] = {
     "bytes": ByteTokenizer,
     "game24": _game24,
+    "grade_school": _grade_school,
     "listops": _listops,
 }
 _SYMBOLS = re.compile(r"symbols-([1-9][0-9]{0,5})")

@@ -6,19 +6,22 @@ import grain
 import numpy as np
 import pytest
 
-from data import builders, documents, files, game24, tokenizer
+from data import builders, documents, files, game24, grade_school, tokenizer
 from data.errors import DataError
 
 
 @pytest.fixture(scope="module")
 def data_dir(tmp_path_factory):
     import data.builders.game24 as builder
+    import data.builders.grade_school as stories
 
     folder = tmp_path_factory.mktemp("tfds")
     with pytest.MonkeyPatch.context() as patch:  # a short version of the same dataset
         play = next(c for c in builder.Game24.BUILDER_CONFIGS if c.name == "legal_play")
         patch.setattr(play, "num_plays", 300)
         builders.data_source("game24/legal_play", "train", folder)
+        patch.setattr(stories, "NUM_TRAIN", 50)
+        builders.data_source("grade_school", "train", folder)
     return folder
 
 
@@ -43,6 +46,22 @@ def test_legal_play_becomes_batches(data_dir):
     assert {tokens.decode(row) for row in corpus.windows.tokens} == {a + b for a, b in wanted}
     batch = next(iter(documents.batches(corpus, batch_size=4, seed=0)))
     np.testing.assert_array_equal(batch["loss_mask"].sum(axis=1), 25)  # all after the prompt
+
+
+def test_grade_school_has_the_problems_of_its_splits(data_dir):
+    tokens = tokenizer.load_tokenizer("grade_school")
+    source = documents.TfdsSource(name="grade_school", split="test", data_dir=str(data_dir))
+    whole = source.documents(tokens, 288)
+    wanted = {one.prompt + one.answer for one in grade_school.problem_set("test")}
+    ends = np.cumsum(whole.lengths)
+    assert {tokens.decode(whole.tokens[a:b]) for a, b in zip(whole.starts, ends)} == wanted
+    train = builders.data_source("grade_school", "train", data_dir)
+    by_id = {one["id"].decode(): one for one in train}  # tfds shuffles them
+    assert len(by_id) == 50
+    for number, problem in enumerate(itertools.islice(grade_school.problems(0), 3)):
+        one = by_id[f"grade_school/train/{number}"]
+        assert one["template"].decode() == problem.template
+        assert int(one["num_steps"]) == problem.num_steps
 
 
 def test_unknown_datasets_are_refused(data_dir):

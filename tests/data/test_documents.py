@@ -5,7 +5,7 @@ import lzma
 import numpy as np
 import pytest
 
-from data import documents, game24, records, tokenizer
+from data import documents, files, game24, records, tokenizer
 from data.errors import DataError
 from tests.data import synthetic_records
 
@@ -97,14 +97,14 @@ def test_parts_of_a_file_meet(tmp_path):
 def test_texts_are_found_by_name(tmp_path, monkeypatch):
     (tmp_path / "a.txt").write_text("1 2")
     monkeypatch.setenv("TAYLORZERO_DATA", str(tmp_path))
-    assert documents.read_text("a.txt") == "1 2"
+    assert files.read_text("a.txt") == "1 2"
     with pytest.raises(DataError, match="TAYLORZERO_DATA"):
-        documents.read_text("b.txt")
+        files.read_text("b.txt")
     (tmp_path / "torn.xz").write_bytes(b"no xz file")
     (tmp_path / "latin.txt").write_bytes(b"\xe9")
     for name in ("torn.xz", "latin.txt"):
         with pytest.raises(DataError, match=name):
-            documents.read_text(name)
+            files.read_text(name)
 
 
 def test_record_texts(tmp_path):
