@@ -65,7 +65,7 @@ class PrefixLayer:
 
     def inputs_before_lanes(self, path_length: Int[Array, "B W"] | None) -> tuple:
         """Those of the last tokens of prefix and path, `[B, W or 1, short_conv_width - 1, ...]`."""
-        if self.path is None:
+        if self.path is None or path_length is None:
             return jax.tree.map(lambda x: x[:, None], self.inputs)
         after = jax.vmap(latest, in_axes=(None, 1, 1), out_axes=1)
         return after(self.inputs, self.path.inputs, path_length)

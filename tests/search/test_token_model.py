@@ -94,16 +94,18 @@ def test_a_forced_run_goes_on_while_the_model_is_sure(forced_probability):
         forced_probability=forced_probability,
     )
     dynamics, state = start(action)
+    propose, act, forward = (jax.jit(f) for f in (dynamics.propose, dynamics.act, MODEL.forward))
     lengths = []
     for _ in range(2):
-        before = dynamics.propose(PARAMS, state)
-        state = dynamics.act(PARAMS, before, jnp.array([0, 1, 2]))
+        before = propose(PARAMS, state)
+        state = act(PARAMS, before, jnp.array([0, 1, 2]))
         for row in range(3):
             text = whole_text(before, row)
             num_before = len(text)
             text.append(int(before.candidates.tokens[row, row, 0]))
             while text[-1] != EOS and len(text) < num_before + 4:
-                probs = jax.nn.softmax(MODEL.forward(PARAMS, jnp.array([text]))[0, -1])
+                padded = np.pad(np.array([text]), ((0, 0), (0, 16 - len(text))))
+                probs = jax.nn.softmax(forward(PARAMS, padded)[0, len(text) - 1])
                 if probs.max() <= forced_probability:
                     break
                 text.append(int(jnp.argmax(probs)))
