@@ -16,7 +16,7 @@ from data.grade_school import SHORT_STEPS, GradeSchoolSource
 from evaluation.methods import Greedy
 from evaluation.run import EvaluationConfig
 from models.transformer import TransformerConfig
-from train.optimizers import AdamWConfig, OptimizersConfig
+from train.optimizers import OptimizerConfig, OptimizersConfig
 from train.pipeline import Pipeline, Stage
 
 MODEL = TransformerConfig(
@@ -37,7 +37,9 @@ def base(steps: int, seed: int = 0) -> Experiment:
             ),
         ),
         optimizers=OptimizersConfig(
-            policy=AdamWConfig(peak_learning_rate=3e-3, warmup_steps=50, weight_decay=0.01, b2=0.98)
+            policy=OptimizerConfig(
+                peak_learning_rate=3e-3, warmup_steps=50, weight_decay=0.01, b2=0.98
+            )
         ),
         sequence_length_tokens=224,
         batch_size=32,
