@@ -42,7 +42,6 @@ ACTION = ActionConfig(
 )
 PLAY = SearchConfig(
     action=ACTION,
-    num_simulations=(64, 48, 6),
     use_oracle=True,
     root_noise=True,
 )
@@ -125,6 +124,7 @@ def circle(
     learn_steps: tuple[int, ...],
     random_moves: tuple[int, ...],
     simulations: tuple[int, ...],
+    play_simulations: tuple[int, ...] = (64, 48, 6),
     ablation_splits: tuple[str, ...] = ("test", "train"),
     has_controls: bool = True,
     base_rows: int = 256,
@@ -137,6 +137,7 @@ def circle(
 
     Args:
       learn_steps: of every round, and so how many rounds there are.
+      simulations, play_simulations: per move, of the answers and of the training games.
       learn_rows: of policy, value and text in a batch.
     """
     # Expected seconds, for the time left that is shown, are of 2 idle cores of an AMD EPYC.
@@ -153,7 +154,7 @@ def circle(
         play = SelfPlayConfig(
             checkpoint=model,
             # The value head has learned nothing before the first round.
-            search=dataclasses.replace(PLAY, use_value=n > 1),
+            search=dataclasses.replace(PLAY, num_simulations=play_simulations, use_value=n > 1),
             random_moves=random_moves,
             seed=seed + n,
         )

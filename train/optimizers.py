@@ -5,12 +5,13 @@ its own learning rate, schedule, clipping and step count. Nothing is shared: a s
 the parameters and the moments of the other bit for bit as they were.
 """
 
-import math
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import jax
+import jax.numpy as jnp
 import optax
+from jaxtyping import Array, ArrayLike, Float
 from optax import contrib
 
 Params = dict[str, Any]
@@ -77,27 +78,51 @@ class OptimizersConfig:
     """Whether the value loss also shapes the trunk, or only its own head."""
 
 
-def learning_rate(config: OptimizerConfig, train_steps: int) -> optax.Schedule:
-    """Learning rate as a function of the optimizer's own step count.
+def learning_rate(
+    config: OptimizerConfig, step: ArrayLike, train_steps: ArrayLike
+) -> Float[Array, ""]:
+    """Learning rate of a step of this optimizer, counted from 0.
 
     The schedule ends with the run: `train_steps` of the loop are `train_steps / accumulate_steps`
     steps of this optimizer.
     """
-    own_steps = math.ceil(train_steps / config.accumulate_steps)
-    decay_steps = max(1, own_steps - config.warmup_steps)
-    peak, end = config.peak_learning_rate, config.final_fraction * config.peak_learning_rate
-    after_warmup = {
-        "cosine": optax.cosine_decay_schedule(peak, decay_steps, alpha=config.final_fraction),
-        "linear": optax.linear_schedule(peak, end, decay_steps),
-        "constant": optax.constant_schedule(peak),
+    own_steps = -(-jnp.asarray(train_steps) // config.accumulate_steps)
+    after_warmup = jnp.asarray(step) - config.warmup_steps
+    done = jnp.clip(after_warmup / jnp.maximum(1, own_steps - config.warmup_steps), 0.0, 1.0)
+    left = {
+        "cosine": 0.5 * (1.0 + jnp.cos(jnp.pi * done)),
+        "linear": 1.0 - done,
+        "constant": jnp.ones_like(done),
     }[config.schedule]
-    if not config.warmup_steps:
-        return after_warmup
+    end = 1.0 if config.schedule == "constant" else config.final_fraction
     # From 1/w and not from 0: a step with learning rate 0 would be a batch thrown away.
-    warmup = optax.linear_schedule(
-        peak / config.warmup_steps, peak, max(1, config.warmup_steps - 1)
-    )
-    return optax.join_schedules([warmup, after_warmup], [config.warmup_steps])
+    warmed = jnp.minimum(1.0, (jnp.asarray(step) + 1) / max(1, config.warmup_steps))
+    return config.peak_learning_rate * warmed * (end + (1.0 - end) * left)
+
+
+class ScheduleState(NamedTuple):
+    """step: of this optimizer, from 0. train_steps: of the run."""
+
+    step: Array
+    train_steps: Array
+
+
+def scale_by_schedule(config: OptimizerConfig, train_steps: int) -> optax.GradientTransformation:
+    """Times the learning rate. The length of the run is in the state, and not in the program: runs
+    of every length share one that is compiled already (`train.compilation_cache`).
+    """
+
+    def init(params: Params) -> ScheduleState:
+        del params
+        return ScheduleState(step=jnp.zeros((), jnp.int32), train_steps=jnp.int32(train_steps))
+
+    def update(updates, state, params=None):
+        del params
+        rate = learning_rate(config, *state)
+        updates = jax.tree.map(lambda u: rate.astype(u.dtype) * u, updates)
+        return updates, state._replace(step=state.step + 1)
+
+    return optax.GradientTransformation(init, update)
 
 
 def label_parameters(params: Params) -> Params:
@@ -160,10 +185,9 @@ def _optimizer(config: OptimizerConfig, train_steps: int) -> optax.GradientTrans
     if not config.peak_learning_rate:
         return optax.set_to_zero()
     steps = [] if config.clip_norm is None else [optax.clip_by_global_norm(config.clip_norm)]
-    schedule = learning_rate(config, train_steps)
     if config.kind == "muon":
         muon = contrib.muon(
-            schedule,
+            learning_rate=1.0,
             beta=config.momentum,
             weight_decay=config.weight_decay,
             adam_b1=config.b1,
@@ -175,7 +199,7 @@ def _optimizer(config: OptimizerConfig, train_steps: int) -> optax.GradientTrans
         steps.append(muon)
     else:
         adamw = optax.adamw(
-            schedule,
+            learning_rate=1.0,
             b1=config.b1,
             b2=config.b2,
             eps=config.epsilon,
@@ -183,7 +207,7 @@ def _optimizer(config: OptimizerConfig, train_steps: int) -> optax.GradientTrans
             mask=decayed_parameters,
         )
         steps.append(adamw)
-    optimizer = optax.chain(*steps)
+    optimizer = optax.chain(*steps, scale_by_schedule(config, train_steps))
     if config.accumulate_steps == 1:
         return optimizer
     return optax.MultiSteps(optimizer, config.accumulate_steps).gradient_transformation()
