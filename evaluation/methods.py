@@ -5,6 +5,7 @@ and nothing of the answers; the one way to a checker is the oracle of a search t
 `use_oracle`. Whether an attempt is right is found out later, by `evaluation.run`.
 """
 
+import concurrent.futures
 import functools
 import itertools
 import math
@@ -27,6 +28,7 @@ Tokens = tuple[int, ...]
 ModelRole = Literal["trained", "base", "base_prior"]
 MODEL_TITLES = {"trained": "", "base": ", base model", "base_prior": ", base prior, trained value"}
 SAMPLES_AT_ONCE = 128
+PROBLEMS_AT_ONCE = 2  # of which samples are drawn
 
 
 @dataclass(frozen=True)
@@ -229,15 +231,14 @@ class BestOfN(Method):
             raise ValueError(
                 "best of n needs to know how many tokens it may spend; got no budgets."
             )
-        return [
-            self._choose(player, player.tokenizer.encode(prompt.text), samples)
-            for prompt, samples in (
-                (prompt, self._draw(player, prompt, number, budget))
-                for prompt, number, budget in zip(
-                    questions.prompts, questions.numbers, questions.budgets, strict=True
-                )
-            )
-        ]
+
+        def answer(prompt: Prompt, number: int, budget: int) -> Attempt:
+            samples = self._draw(player, prompt, number, budget)
+            return self._choose(player, player.tokenizer.encode(prompt.text), samples)
+
+        # Side by side, as training games are: one batch of samples leaves a processor idle.
+        with concurrent.futures.ThreadPoolExecutor(PROBLEMS_AT_ONCE) as pool:
+            return list(pool.map(answer, questions.prompts, questions.numbers, questions.budgets))
 
     def _draw(self, player: Player, prompt: Prompt, number: int, budget: int) -> list[Tokens]:
         """Samples of one prompt, at least one, that together fit into the budget."""

@@ -22,6 +22,7 @@ import rich
 from data import problems, tokenizer
 from evaluation import paired_tests, report, statistics
 from evaluation.methods import (
+    PROBLEMS_AT_ONCE,
     AnyMethod,
     Attempt,
     BestOfN,
@@ -193,8 +194,8 @@ def answer_all(
     asked = problems.load_problems(task, method.split)[: method.limit]
     answers = read_answers(path) if resume else []
     refuse_other_problems(path, answers, asked)
-    # Best of n fills batches with samples of one problem.
-    size = 1 if isinstance(method, BestOfN) else min(batch_size, len(asked))
+    # Best of n fills batches with samples of one problem, several such batches at once.
+    size = min(PROBLEMS_AT_ONCE if isinstance(method, BestOfN) else batch_size, len(asked))
 
     def play(rows: range) -> list[Answer]:
         filled = [*rows, *[rows[0]] * (size - len(rows))]
