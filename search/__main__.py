@@ -23,7 +23,7 @@ def main(argv: list[str]) -> None:
     # A misspelt name leaves no run folder behind, and a run that trains on in the meantime does not
     # change who plays after --resume.
     config = dataclasses.replace(config, checkpoint=checkpoints.name_step(config.checkpoint))
-    self_play.load_problems(config)
+    self_play.check_prompts(config)
     with load.opened_run(config, flags) as (folder, stop):
         print(f"records: {self_play.run(config, folder, resume=flags.resume, stop=stop)}")
 

@@ -16,7 +16,7 @@ from data import problems, records, tokenizer
 from models import language_model
 from search import gumbel, oracle, token_model
 from train import checkpoints
-from train.errors import ConfigError
+from train.errors import ConfigError, DataError
 from train.stopping import StopFlag
 
 # One batch leaves a processor idle: on a CPU between its many small products, on an accelerator
@@ -253,6 +253,26 @@ def load_problems(config: SelfPlayConfig) -> tuple[list[problems.Problem], range
             f"{len(found)}, got first={config.first}, limit={config.limit}."
         )
     return found, numbers
+
+
+def check_prompts(config: SelfPlayConfig) -> None:
+    """Reads every prompt as the model will, before anything is written.
+
+    Raises:
+      DataError: no such problems, or the model's tokenizer cannot read one of them.
+      ConfigError: nothing is left to play.
+    """
+    name = checkpoints.read_metadata(checkpoints.find_step(config.checkpoint)).tokenizer
+    text = tokenizer.load_tokenizer(name)
+    found, numbers = load_problems(config)
+    for number in numbers:
+        try:
+            text.encode(found[number].prompt.text)
+        except DataError as error:
+            raise DataError(
+                f"the model reads every prompt; tokenizer {name!r} cannot read problem {number} of "
+                f"{config.problem_set}: {error} Or give a checkpoint that was trained on such text."
+            ) from error
 
 
 def _print_progress(played: list[Game], done: int, total: int, seconds: float) -> None:

@@ -41,7 +41,8 @@ class OptimizerConfig:
     final_fraction: float = 0.0
     """Learning rate at the end, as a part of the peak (0 to 1); "constant" does not use it."""
     weight_decay: float = 0.0
-    """Decoupled decay per step, times the learning rate; never on norms, biases, embeddings."""
+    """Decoupled decay per step, times the learning rate; never on norms, biases, embeddings, and
+    with "muon" only on the matrices that it turns."""
     b1: float = 0.9
     """Decay of AdamW's running mean of gradients."""
     momentum: float = 0.95

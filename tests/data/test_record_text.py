@@ -177,7 +177,7 @@ def test_the_tokenizer_is_named_or_recognised():
     assert record_text.tokenizer_of(dataclasses.replace(record, tokenizer=None)) is WORDS
     with pytest.raises(DataError, match="do not with 'bytes'"):
         record_text.tokenizer_of(dataclasses.replace(record, tokenizer="bytes"))
-    with pytest.raises(DataError, match="do not with 'bytes' or 'game24' or"):
+    with pytest.raises(DataError, match="'bytes' or 'game24' or 'grade_school' or 'listops'"):
         record_text.tokenizer_of(dataclasses.replace(record, tokenizer=None, prompt="?"))
     with pytest.raises(DataError, match="Name another one"):
         record_text.retokenize(record, BYTES, WORDS)

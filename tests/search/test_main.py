@@ -93,6 +93,7 @@ def test_an_unusable_checkpoint_is_one_line_and_leaves_no_run_folder(search, tmp
     [
         (["--first", "9999"], EXIT_CONFIG, "at least one problem; game24 validation has 631"),
         (["--split", "tset"], EXIT_DATA, "tset"),
+        (["--problem-set", "gsm8k"], EXIT_DATA, "gsm8k"),
         (["--problem-set", "game42"], EXIT_DATA, "Did you mean 'game24'?"),
     ],
 )
