@@ -116,12 +116,13 @@ PARITY = tuple(
 )  # fmt: skip
 SMOKE_GOALS = (Shape(2, 8, 8, 2, 2048, goal_milliseconds=1e6),)
 SMOKE_PARITY = (Shape(4, 4, 8, 1, 100),)
-BLOCKS: tuple[dict[str, int], ...] = (
-    {"chunk": 512},
-    {"chunk": 2048},
-    {"stages": 3},
-    {"columns": 128},
-    {"warpgroups": 3, "chunk": 1152, "keys": 64},
+BLOCKS: tuple[tuple[Shape, dict[str, int]], ...] = (
+    (GOALS[0], {"chunk": 2048}),
+    (GOALS[0], {"columns": 128}),
+    (GOALS[0], {"warpgroups": 3, "chunk": 1152, "keys": 64}),
+    (GOALS[3], {"chunk": 2048}),
+    (GOALS[3], {"chunk": 4096}),
+    (GOALS[3], {"chunk": 8192}),
 )
 
 
@@ -397,9 +398,9 @@ def cases(smoke: bool) -> Iterator[Case]:
         for name in ("reference", "mosaic_gpu"):  # the first shows what rounding alone costs
             yield Case("parity", str(shape), parity, (shape, name), {"implementation": name})
     yield from beside("softmax", goals)
-    for blocks in BLOCKS[:1] if smoke else BLOCKS:
-        arguments = (first, "mosaic_gpu", True, blocks, smoke)
-        yield Case("block sizes", str(first), goal, arguments, {"changed": json.dumps(blocks)})
+    for shape, blocks in ((first, {"chunk": 512}),) if smoke else BLOCKS:
+        arguments = (shape, "mosaic_gpu", True, blocks, smoke)
+        yield Case("block sizes", str(shape), goal, arguments, {"changed": json.dumps(blocks)})
     for name in KERNELS:
         yield Case("kernels", f"{name}, {first}", kernel, (first, name, {}))
     yield from beside("xla", dict.fromkeys((first, goals[-1])))
