@@ -9,8 +9,8 @@ beside softmax attention (cuDNN), one decoding step. Writes report.json and repo
 and numpy alone.
 
 Every row is a process of its own. Twice as many as there are cores compile side by side, which
-takes most of the time; then they are measured one after another, alone. What fails is a row with its
-error, and the rest goes on; nothing new begins after `--minutes`.
+takes most of the time; then they are measured one after another, alone. What fails is a row with
+its error, and the rest goes on; nothing new begins after `--minutes`.
 
 Times are medians over rounds of calls enqueued together, forward and backward compiled as one
 program; useful TFLOP/s count P exact features and causal halves (`operations`), not what is padded.

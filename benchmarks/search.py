@@ -145,7 +145,7 @@ def measure(config: Benchmark, *, side: str, taylor_prompt: int | None = None) -
     from models.attention import AttentionConfig
     from models.language_model import LanguageModel
     from models.transformer import TransformerConfig
-    from search import gumbel
+    from search import engine, gumbel
     from search.token_model import ActionConfig, TokenModel
 
     taylor = taylor_prompt is not None
@@ -177,7 +177,7 @@ def measure(config: Benchmark, *, side: str, taylor_prompt: int | None = None) -
     root = jax.tree.map(lambda x: jnp.repeat(x, batch, axis=0), one)
 
     def search(params, root, rng_key):
-        found = gumbel.search(
+        found = engine.search(
             dynamics,
             params,
             root,

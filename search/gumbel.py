@@ -1,14 +1,14 @@
-"""Gumbel MuZero search (Danihelka et al., ICLR 2022): the one place that calls mctx.
+"""Gumbel MuZero (Danihelka et al., ICLR 2022) over k of all continuations: settings and formulas.
 
 The root holds k candidates drawn with their Gumbel noise g, and the same g goes into the search,
 so nothing is lost against a search over every continuation as long as k exceeds the considered
 actions. What the k leave out is one more bucket, the *rest*: unvisited, so worth the mixed value.
+(`search.engine` grows the trees.)
 """
 
 import dataclasses
-import functools
 import math
-import types
+from typing import Literal
 
 import jax
 import jax.numpy as jnp
@@ -18,7 +18,7 @@ from flax import struct
 from jaxtyping import Array, Float
 
 from models.cache import Leaf
-from search import proposals, token_model
+from search import token_model
 from train.errors import ConfigError
 
 
@@ -28,6 +28,11 @@ class SearchConfig:
 
     action: token_model.ActionConfig = token_model.ActionConfig()
     """What one action is."""
+    algorithm: Literal["gumbel", "puct"] = "gumbel"
+    """Gumbel MuZero, or MuZero's PUCT (no noise, the most visited action is played)."""
+    mode: Literal["play", "plan"] = "play"
+    """A search per move, of which one action is played; or one search per text, whose best
+    finished text is the answer."""
     num_simulations: int | tuple[int, ...] = 50
     """Simulations per move; of several numbers, move i takes its own (the last one repeats)."""
     max_considered_actions: int | None = None
@@ -36,7 +41,19 @@ class SearchConfig:
     use_oracle: bool = False
     """A finished text is worth what the checker says. Without it, its value."""
     use_value: bool = True
-    """Leaves are worth the value head's estimate. Without it, 0."""
+    """Leaves are worth the estimate that `leaf_value` names. Without it, 0."""
+    leaf_value: Literal["head", "prior", "rollout"] = "head"
+    """What a leaf is worth: the value head's estimate; the probability of its last action; or a
+    greedy rollout, judged by the oracle, or else by the value head at its end."""
+    parallel_leaves: int = 1
+    """W, leaves of one tree that a model call reads at most: Sequential Halving visits distinct
+    root actions in a round. 1 is one after the other."""
+    reuse_tree: bool = False
+    """What a search found below the action that was played stays for the search of the next move,
+    which adds its simulations. (Not with root_noise, which draws new candidates.)"""
+    stop_at: float | None = None
+    """A search ends early once it holds a finished text that is worth so much (1.0 with an oracle:
+    solved), and plays towards it. None: never."""
     value_scale: float = 0.1
     """How far values move the policy: log p + sigma(q), where
     sigma(q) = (maxvisit_init + max visits) * value_scale * q."""
@@ -52,6 +69,28 @@ class SearchConfig:
         sizes = (sizes,) if isinstance(sizes, int) else sizes
         if not sizes or min(sizes) < 1:
             raise ConfigError(f"a search has at least one simulation; got {self.num_simulations=}.")
+        if self.algorithm == "puct" and (self.parallel_leaves > 1 or self.root_noise):
+            raise ConfigError(
+                "PUCT visits one leaf after the other and draws no noise; got "
+                f"{self.parallel_leaves=}, {self.root_noise=}. Use algorithm=gumbel for these."
+            )
+        if self.mode == "plan" and self.reuse_tree:
+            raise ConfigError(
+                "a plan is one search, so there is no tree to reuse; got mode=plan and reuse_tree. "
+                "Switch one of them off."
+            )
+        if self.parallel_leaves < 1:
+            raise ConfigError(f"a call reads at least one leaf; got {self.parallel_leaves=}.")
+        if self.reuse_tree and self.root_noise:
+            raise ConfigError(
+                "root noise draws new candidates, which the old tree does not have; got reuse_tree "
+                "and root_noise. Switch one of them off."
+            )
+        if self.leaf_value == "rollout" and not (self.use_oracle or self.use_value):
+            raise ConfigError(
+                "a rollout is judged by the oracle or by the value head; got neither use_oracle "
+                "nor use_value. Switch one on."
+            )
         considered, k = self.max_considered_actions, self.action.num_candidates
         if considered is not None and not 1 <= considered < k:
             raise ConfigError(
@@ -73,29 +112,44 @@ class SearchConfig:
     @property
     def capacity(self) -> int:
         """Simulations that a tree has room for: those of the largest search, and up to a power of
-        two, at least 64, so that searches of similar sizes share one program.
+        two, at least 64, so that searches of similar sizes share one program; twice that where the
+        tree of the move before stays.
         """
         sizes = self.num_simulations
         largest = sizes if isinstance(sizes, int) else max(sizes)
-        return max(64, 1 << (largest - 1).bit_length())
+        return max(64, 1 << (largest - 1).bit_length()) * (2 if self.reuse_tree else 1)
 
     @property
     def compiled(self) -> "SearchConfig":
         """The settings that a program is compiled for: all but those that a `Plan` holds."""
         return dataclasses.replace(
-            self, num_simulations=self.capacity, max_considered_actions=None, use_value=True
+            self,
+            num_simulations=self.capacity,
+            max_considered_actions=None,
+            use_value=True,
+            stop_at=None,
+            reuse_tree=False,
         )
 
     def plan(self, num_simulations: int, *, capacity: int) -> "Plan":
         """One search of so many simulations in a tree that has room for `capacity`."""
-        visits = np.zeros((self.action.num_candidates + 1, capacity), np.int32)
-        for num_valid in range(len(visits)):
+        shape = (self.action.num_candidates + 1, capacity)
+        turns, leaves = np.zeros(shape, np.int32), np.zeros(shape, np.int32)
+        for num_valid in range(1, len(turns)):
+            if self.algorithm == "puct":
+                turns[num_valid, :num_simulations], leaves[num_valid, :num_simulations] = 0, 1
+                continue
             considered = min(self.considered_with(num_simulations), num_valid)
-            visits[num_valid, :num_simulations] = sequential_halving(considered, num_simulations)
+            for i, (turn, count) in enumerate(
+                rounds(considered, num_simulations, self.parallel_leaves)
+            ):
+                turns[num_valid, i], leaves[num_valid, i] = turn, count
         return Plan(
             num_simulations=np.int32(num_simulations),
             value_weight=np.float32(self.use_value),
-            considered_visits=visits,
+            stop_at=np.float32(np.inf if self.stop_at is None else self.stop_at),
+            turns=turns,
+            leaves=leaves,
         )
 
 
@@ -103,14 +157,17 @@ class SearchConfig:
 class Plan:
     """The settings of a search that are data, so that one compiled program serves many sizes.
 
-    num_simulations: at most the capacity. value_weight: 1 with `use_value`, else 0.
-    considered_visits: `[k + 1, capacity]`: with n valid root actions, simulation i chooses among
-    those that were visited `considered_visits[n, i]` times.
+    num_simulations: at most the capacity. value_weight: 1 with `use_value`, else 0. stop_at: what a
+    finished text must be worth to end the search, inf for never. turns, leaves:
+    `[k + 1, capacity]`: with n valid root actions, round i visits the `leaves[n, i]` best of those
+    that were visited `turns[n, i]` times; 0 leaves after the last round.
     """
 
     num_simulations: Leaf
     value_weight: Leaf
-    considered_visits: Leaf
+    stop_at: Leaf
+    turns: Leaf
+    leaves: Leaf
 
 
 def sequential_halving(num_considered: int, num_simulations: int) -> list[int]:
@@ -132,26 +189,20 @@ def sequential_halving(num_considered: int, num_simulations: int) -> list[int]:
     return sequence[:num_simulations]
 
 
-@struct.dataclass
-class SearchResult:
-    """What a search says about the root, and where it went.
+def rounds(num_considered: int, num_simulations: int, width: int) -> list[tuple[int, int]]:
+    """Sequential Halving in rounds of up to `width` simulations: (visits so far, simulations).
 
-    root_candidates: the k candidates of the root. action: `[B]` the one to play.
-    weights: `[B, k+1]` improved policy, the rest last.
-    visits: `[B, k]`. qvalues: `[B, k]` (0 where unvisited). value: `[B]` of the root, mixed.
-    child: the state after `action`. evaluations: `[B]` tokens read by the model in this search.
-    tree: mctx's, with node embeddings reduced to their texts and outcomes.
+    Simulations that follow one another and choose among equally often visited actions choose
+    distinct ones. As long as values do not change the order of those that wait, a round makes the
+    visits that its simulations make one after the other.
     """
-
-    root_candidates: proposals.Candidates
-    action: Leaf
-    weights: Leaf
-    visits: Leaf
-    qvalues: Leaf
-    value: Leaf
-    child: token_model.State | None
-    evaluations: Leaf
-    tree: mctx.Tree
+    found: list[tuple[int, int]] = []
+    for turn in sequential_halving(num_considered, num_simulations):
+        if found and found[-1][0] == turn and found[-1][1] < width:
+            found[-1] = (turn, found[-1][1] + 1)
+        else:
+            found.append((turn, 1))
+    return found
 
 
 def completed_qvalues(tree, node_index, config: SearchConfig):
@@ -193,163 +244,25 @@ def improved_policy(tree, node_index, config: SearchConfig) -> Float[Array, "k1"
     return jax.nn.softmax(jnp.append(log_probs + sigma, rest))
 
 
-def _root_action(rng_key, tree, node_index, *, plan, config):
-    """The best g + log p + sigma(q) of the actions whose turn it is (Sequential Halving)."""
-    del rng_key
-    visits = tree.children_visits[node_index]
-    log_probs = tree.children_prior_logits[node_index]
-    sigma, _, _ = completed_qvalues(tree, node_index, config)
-    is_valid = tree.root_invalid_actions == 0
-    turn = plan.considered_visits[jnp.sum(is_valid), jnp.sum(visits)]
-    score = tree.extra_data.root_gumbel + (log_probs - jnp.max(log_probs)) + sigma
-    return jnp.argmax(jnp.where(is_valid & (visits == turn), score, -jnp.inf)).astype(jnp.int32)
+def root_scores(tree, config: SearchConfig) -> Float[Array, "k"]:
+    """g + log p + sigma(q) of the root's actions: what Sequential Halving orders them by."""
+    log_probs = tree.children_prior_logits[0]
+    sigma, _, _ = completed_qvalues(tree, 0, config)
+    return tree.extra_data.root_gumbel + (log_probs - jnp.max(log_probs)) + sigma
 
 
-def _interior_action(rng_key, tree, node_index, depth, *, config):
+def puct_action(tree, node_index):
+    """argmax_a q + c(s) p_a sqrt(N) / (1 + N_a), q stretched to [0, 1] (MuZero, appendix B)."""
+    absent = tree.children_prior_logits[node_index] == -jnp.inf
+    tree = tree.replace(root_invalid_actions=absent.astype(jnp.int32))
+    # At depth 0 mctx leaves out the invalid actions; its key breaks ties.
+    return mctx.muzero_action_selection(jax.random.key(0), tree, node_index, 0)
+
+
+def interior_action(tree, node_index, config: SearchConfig):
     """argmax_a pi'(a) - N(a) / (1 + sum N) (equation 14), the rest in the normaliser."""
-    del rng_key, depth
     weights = improved_policy(tree, node_index, config)[:-1]
     visits = tree.children_visits[node_index]
     score = weights - visits / (1 + jnp.sum(visits))
     is_present = tree.children_prior_logits[node_index] > -jnp.inf
     return jnp.argmax(jnp.where(is_present, score, -jnp.inf)).astype(jnp.int32)
-
-
-def search(
-    model: token_model.Dynamics,
-    params,
-    root: token_model.State,
-    rng_key: Array,
-    *,
-    num_simulations: int,
-    config: SearchConfig,
-    verify: token_model.Verify | None = None,
-) -> SearchResult:
-    """`planned_search` in a tree of just this size."""
-    plan = config.plan(num_simulations, capacity=num_simulations)
-    return planned_search(model, params, root, rng_key, plan=plan, config=config, verify=verify)
-
-
-def planned_search(
-    model: token_model.Dynamics,
-    params,
-    root: token_model.State,
-    rng_key: Array,
-    *,
-    plan: Plan,
-    config: SearchConfig,
-    verify: token_model.Verify | None = None,
-) -> SearchResult:
-    """Searches B texts at once. `root` needs no candidates; they are proposed here.
-
-    What `plan` holds comes from there, everything else from `config`.
-
-    A finished edge has reward r and discount 0: r is the oracle's outcome, or else the value head's
-    estimate of the finished text (a text that ran out of room is a failure). Simulations that reach
-    a finished text again only count visits.
-    """
-    if config.use_oracle and verify is None:
-        raise ValueError(
-            "use_oracle asks for a checker; got verify=None. Pass one, or switch it off."
-        )
-    noise_key, search_key = jax.random.split(rng_key)
-    root = model.propose(params, root, noise_key if config.root_noise else None)
-    plan = jax.tree.map(jnp.asarray, plan)
-    value_on = plan.value_weight
-    oracle = verify if config.use_oracle else None
-    capacity = plan.considered_visits.shape[1]
-    memory = model.memory
-    root_node, slots = memory.plant(root, capacity)
-    # While a simulation is traced, its number and the slots stand here for recurrent_fn to see.
-    beside = types.SimpleNamespace(simulation=None, slots=slots)
-
-    def recurrent_fn(params, rng_key, action, node):
-        del rng_key
-        was_finished = node.finished
-        child = model.act(params, memory.recall(root, node, beside.slots), action)
-        if oracle is not None:
-            child = token_model.judge(child, oracle, asked=child.ended & ~was_finished)
-            final = child.outcome
-        else:
-            final = jnp.where(child.ended, value_on * child.value, 0.0)
-        child = model.propose(params, child)
-        # Below a finished text there is only that text again.
-        kept = jax.tree.map(
-            lambda old, new: jax.vmap(jnp.where)(was_finished, old, new),
-            node.candidates,
-            child.candidates,
-        )
-        child = dataclasses.replace(
-            child, candidates=kept, outcome=jnp.where(child.finished, final, 0.0)
-        )
-        output = mctx.RecurrentFnOutput(
-            reward=jnp.where(child.finished & ~was_finished, final, 0.0),
-            discount=jnp.where(child.finished, 0.0, 1.0),
-            prior_logits=child.candidates.log_probs,
-            value=jnp.where(child.finished, 0.0, value_on * child.value),
-        )
-        child, beside.slots = memory.store(root, node, child, beside.slots, beside.simulation)
-        return output, child
-
-    def simulate(start, capacity, one_simulation, loop_state):
-        del capacity  # the tree has room for it
-
-        def with_slots(simulation, carry):
-            loop_state, beside.slots = carry
-            beside.simulation = simulation
-            return one_simulation(simulation, loop_state), beside.slots
-
-        loop_state, beside.slots = jax.lax.fori_loop(
-            start, plan.num_simulations, with_slots, (loop_state, beside.slots)
-        )
-        return loop_state
-
-    tree = mctx.search(
-        params=params,
-        rng_key=search_key,
-        root=mctx.RootFnOutput(
-            prior_logits=root.candidates.log_probs,
-            value=value_on * root.value,
-            embedding=root_node,
-        ),
-        recurrent_fn=recurrent_fn,
-        root_action_selection_fn=functools.partial(_root_action, plan=plan, config=config),
-        interior_action_selection_fn=functools.partial(_interior_action, config=config),
-        num_simulations=capacity,
-        loop_fn=simulate,
-        invalid_actions=1 - root.candidates.is_present.astype(jnp.int32),
-        extra_data=mctx.GumbelMuZeroExtraData(root_gumbel=root.candidates.gumbel),
-    )
-    commit = functools.partial(memory.commit, params, root, slots=beside.slots)
-    return _summarise(root, tree, config, commit)
-
-
-def _summarise(root, tree, config, commit) -> SearchResult:
-    rows = jnp.arange(root.length.shape[0])
-    sigma, _, mixed = jax.vmap(lambda t: completed_qvalues(t, 0, config))(tree)
-    visits = tree.children_visits[:, 0]
-    score = root.candidates.gumbel + root.candidates.log_probs + sigma
-    most_visited = visits == jnp.max(visits, axis=-1, keepdims=True)
-    action = jnp.argmax(jnp.where(most_visited, score, -jnp.inf), axis=-1).astype(jnp.int32)
-    child_index = tree.children_index[rows, 0, action]
-    nodes = tree.embeddings
-    # A node below a finished one is that text again: it cost nothing that a real search would pay.
-    evaluations = jnp.where(tree.node_visits[:, 1:] > 0, nodes.evaluations[:, 1:], 0).sum(axis=1)
-    child = commit(jax.tree.map(lambda x: x[rows, child_index], nodes))
-    texts = {
-        "tokens": nodes.tokens,
-        "length": nodes.length,
-        "finished": nodes.finished,
-        "outcome": nodes.outcome,
-    }
-    return SearchResult(
-        root_candidates=root.candidates,
-        action=action,
-        weights=jax.vmap(lambda t: improved_policy(t, 0, config))(tree),
-        visits=visits,
-        qvalues=jnp.where(visits > 0, jax.vmap(lambda t: t.qvalues(0))(tree), 0.0),
-        value=mixed,
-        child=child,
-        evaluations=evaluations + root.evaluations,
-        tree=tree.replace(embeddings=texts),
-    )

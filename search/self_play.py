@@ -2,26 +2,25 @@
 
 import concurrent.futures
 import dataclasses
-import functools
 import json
+import os
 import time
 from collections.abc import Sequence
 from pathlib import Path
 
 import jax
-import jax.numpy as jnp
-import numpy as np
 
 from data import problems, records, tokenizer
 from models import language_model
-from search import gumbel, oracle, token_model
-from train import checkpoints
+from search import game, gumbel, oracle, snapshots, token_model
+from train import checkpoints, config_json
 from train.errors import ConfigError, DataError
 from train.stopping import StopFlag
 
 # One batch leaves a processor idle: on a CPU between its many small products, on an accelerator
 # while the host writes records.
 BATCHES_AT_ONCE = 2
+SLURM_HOURS = 4.0  # what many clusters allow
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -49,6 +48,10 @@ class SelfPlayConfig:
     """Games searched at once."""
     keep_trees: bool = True
     """Whether records hold the whole search trees."""
+    save_minutes: float = 10.0
+    """A batch that takes longer is saved so often; a stopped one is saved at once."""
+    wall_clock_hours: float | None = None
+    """The run stops by then, saved, to be resumed. None: 4 hours in a Slurm job, else no limit."""
     seed: int = 0
     """Decides all noise."""
 
@@ -67,43 +70,6 @@ class SelfPlayConfig:
             )
 
 
-@functools.partial(jax.jit, static_argnums=(0, 5))
-def _start(model, params, tokens, lengths, problem, max_moves):
-    return model.start(params, tokens, lengths, problem, max_moves=max_moves)
-
-
-@functools.partial(jax.jit, static_argnums=(0, 5, 6))
-def _search(model, params, root, rng_key, plan, config, verify):
-    return gumbel.planned_search(
-        model, params, root, rng_key, plan=plan, config=config, verify=verify
-    )
-
-
-@functools.partial(jax.jit, static_argnums=(0, 4))
-def _random_move(model, params, root, rng_key, verify):
-    """One move drawn from the model (the best of a Gumbel sample is a sample)."""
-    root = model.propose(params, root, rng_key)
-    child = model.act(params, root, jnp.zeros_like(root.length))
-    return (
-        child
-        if verify is None
-        else token_model.judge(child, verify, asked=child.ended & ~root.finished)
-    )
-
-
-def _uncounted(state: token_model.State) -> token_model.State:
-    """The state with its evaluations back at 0: they are counted search by search."""
-    return dataclasses.replace(state, evaluations=jnp.zeros_like(state.evaluations))
-
-
-@dataclasses.dataclass(frozen=True)
-class Game:
-    """A played game: its record, and the tokens the model read to play it."""
-
-    record: records.SearchRecord
-    evaluations: int
-
-
 def play(
     model: token_model.TokenModel,
     params: language_model.Params,
@@ -115,128 +81,24 @@ def play(
     verify: oracle.Oracle | None = None,
     *,
     random_moves: int = 0,
-) -> list[Game]:
-    """Plays one game per prompt, all at once, a search per move.
-
-    Args:
-      numbers: which problem each prompt is, for the oracle.
-      verify: the oracle; needed exactly when `config.search.use_oracle`.
-    """
-    if config.search.use_oracle != (verify is not None):
-        raise ValueError(
-            "an oracle is given exactly when the search uses it; got "
-            f"use_oracle={config.search.use_oracle} and verify={verify}."
-        )
-    encoded = [text.encode(prompt.text) for prompt in prompts]
-    lengths = np.array([len(ids) for ids in encoded], np.int32)
-    tokens = np.full((len(encoded), lengths.max()), text.pad_id, np.int32)
-    for row, ids in enumerate(encoded):
-        tokens[row, : len(ids)] = ids
-    state = _start(model, params, tokens, lengths, np.asarray(numbers, np.int32), config.max_moves)
-    evaluations = lengths.astype(np.int64)
-    state = _uncounted(state)
-    searched: list[list[tuple[records.Position, records.Tree]]] = [[] for _ in prompts]
-
-    for move, move_key in enumerate(jax.random.split(rng_key, config.max_moves)):
-        if move < random_moves:
-            state = _random_move(model, params, state, move_key, verify)
-            evaluations += np.asarray(state.evaluations)
-            state = _uncounted(state)
-            continue
-        root = {"length": np.asarray(state.length), "finished": np.asarray(state.finished)}
-        if root["finished"].all():
-            break
-        search = config.search
-        plan = search.plan(search.simulations_at(move), capacity=search.capacity)
-        result = _search(model, params, state, move_key, plan, search.compiled, verify)
-        state = _uncounted(result.child)
-        host = jax.device_get(dataclasses.replace(result, child=None))
-        for row in np.flatnonzero(~root["finished"]).tolist():
-            evaluations[row] += host.evaluations[row]
-            offset = int(root["length"][row])
-            searched[row].append(_position(host, row, offset, verify is not None))
-
-    final = jax.device_get(
-        {"tokens": state.tokens, "length": state.length, "outcome": state.outcome}
+) -> list[game.Game]:
+    """`game.play` with the settings of a run, without a stop."""
+    games = game.play(
+        model,
+        params,
+        prompts,
+        numbers,
+        text,
+        config.search,
+        rng_key,
+        verify,
+        max_moves=config.max_moves,
+        random_moves=random_moves,
+        seed=config.seed,
+        keep_trees=config.keep_trees,
     )
-    games = []
-    for row, prompt in enumerate(prompts):
-        completion = tuple(final["tokens"][row, : final["length"][row]].tolist())
-        trees = tuple(tree for _, tree in searched[row])
-        record = records.SearchRecord(
-            problem_id=prompt.id,
-            split=prompt.split,
-            prompt=prompt.text,
-            completion=text.decode(completion),
-            prompt_tokens=tuple(encoded[row]),
-            completion_tokens=completion,
-            outcome=float(final["outcome"][row]) if verify is not None else None,
-            seed=config.seed,
-            settings=dataclasses.asdict(config.search),
-            positions=tuple(position for position, _ in searched[row]),
-            leaves=_leaves(completion, searched[row]),
-            trees=trees if config.keep_trees else (),
-        )
-        games.append(Game(record=record, evaluations=int(evaluations[row])))
+    assert games is not None  # nobody watches
     return games
-
-
-def _position(
-    result: gumbel.SearchResult, row: int, offset: int, checked: bool
-) -> tuple[records.Position, records.Tree]:
-    """What one search says of one row, as it is written down (offsets are in completion tokens)."""
-    tree = result.tree
-    texts, parents = tree.embeddings, tree.parents[row]
-    root = result.root_candidates
-    there = np.flatnonzero(root.log_probs[row] > -np.inf).tolist()
-    position = records.Position(
-        offset=offset,
-        candidates=tuple(
-            tuple(root.tokens[row, i, : root.lengths[row, i]].tolist()) for i in there
-        ),
-        weights=tuple(result.weights[row, [*there, -1]].astype(float).tolist()),
-        visits=tuple(result.visits[row, there].tolist()),
-        root_value=float(result.value[row]),
-        prior=tuple(np.exp(root.log_probs[row, there]).astype(float).tolist()),
-    )
-    number_of: dict[int, int] = {}
-    columns: dict[str, list] = {f.name: [] for f in dataclasses.fields(records.Tree)}
-    for node in range(len(parents)):
-        parent = int(parents[node])
-        if node and (parent not in number_of or texts["finished"][row, parent]):
-            continue  # what mctx grows below a finished text is that text again
-        number_of[node] = len(number_of)
-        start = offset if node == 0 else int(texts["length"][row, parent])
-        action = int(tree.action_from_parent[row, node])
-        prior = 1.0 if node == 0 else np.exp(tree.children_prior_logits[row, parent, action])
-        finished = bool(texts["finished"][row, node])
-        edge = texts["tokens"][row, node, start : texts["length"][row, node]]
-        columns["parent"].append(number_of[parent] if node else -1)
-        columns["edge_tokens"].append(tuple(edge.tolist()))
-        columns["prior"].append(float(prior))
-        columns["visits"].append(int(tree.node_visits[row, node]))
-        columns["value"].append(float(tree.node_values[row, node]))
-        outcome = float(texts["outcome"][row, node]) if finished and checked else None
-        columns["outcome"].append(outcome)
-        q = tree.node_values[row, 0]
-        if node:
-            reward = tree.children_rewards[row, parent, action]
-            q = reward + tree.children_discounts[row, parent, action] * tree.node_values[row, node]
-        columns["q"].append(float(q))
-    return position, records.Tree(**{name: tuple(column) for name, column in columns.items()})
-
-
-def _leaves(completion, searched) -> tuple[records.Leaf, ...]:
-    """Every finished text that was judged, once."""
-    found: dict[tuple[int, ...], float | None] = {}
-    for position, tree in searched:
-        paths: list[tuple[int, ...]] = []
-        for node, parent in enumerate(tree.parent):
-            before = completion[: position.offset] if parent < 0 else paths[parent]
-            paths.append(before + tree.edge_tokens[node])
-            if tree.outcome[node] is not None:
-                found[paths[-1]] = tree.outcome[node]
-    return tuple(records.Leaf(tokens=path, outcome=outcome) for path, outcome in found.items())
 
 
 def load_problems(config: SelfPlayConfig) -> tuple[list[problems.Problem], range]:
@@ -275,8 +137,8 @@ def check_prompts(config: SelfPlayConfig) -> None:
             ) from error
 
 
-def _print_progress(played: list[Game], done: int, total: int, seconds: float) -> None:
-    outcomes = [game.record.outcome for game in played]
+def _print_progress(played: list[game.Game], done: int, total: int, seconds: float) -> None:
+    outcomes = [one.record.outcome for one in played]
     is_checked = None not in outcomes
     print(
         f"search  batch {done}/{total}  "
@@ -287,15 +149,44 @@ def _print_progress(played: list[Game], done: int, total: int, seconds: float) -
     )
 
 
+def forecast(config: SelfPlayConfig, num_games: int) -> str:
+    """What a run costs at most, in one line."""
+    search, size = config.search, config.batch_size
+    moves = config.max_moves if search.mode == "play" else 1
+    simulations = sum(map(search.simulations_at, range(moves)))
+    calls = -(-num_games // size) * simulations
+    return (
+        f"forecast: {num_games:,} games of up to {simulations:,} simulations; at most {calls:,} "
+        f"model calls of {size * search.parallel_leaves} texts, "
+        f"{num_games * simulations * search.action.max_action_tokens:,} tokens"
+    )
+
+
+class _Watch:
+    """Looks at the clock between the slices of one batch: saves it, stops it."""
+
+    def __init__(self, path: Path, belongs_to: str, seconds: float, is_stopped):
+        self.path, self.belongs_to, self.seconds = path, belongs_to, seconds
+        self.is_stopped, self.saved_at = is_stopped, time.monotonic()
+
+    def __call__(self, snapshot) -> bool:
+        stopped = bool(self.is_stopped())
+        if stopped or time.monotonic() - self.saved_at >= self.seconds:
+            snapshots.write(self.path, snapshot(), self.belongs_to)
+            self.saved_at = time.monotonic()
+        return stopped
+
+
 def run(config: SelfPlayConfig, run_folder: Path, *, resume: bool, stop: StopFlag) -> Path:
     """Plays all problems of the config; returns the folder of the record shards.
 
-    A shard is one batch; finished shards are never played again. The same config gives the same
-    bytes, whether interrupted or not.
+    A shard is one batch; finished shards are never played again, and a batch that was stopped goes
+    on in the middle of its search. The same config gives the same bytes, interrupted or not.
 
     Raises:
       ConfigError: there are shards already, without `resume`.
-      Preempted: `stop` was requested; all finished batches are saved.
+      DataError: a batch that was stopped belongs to another config or model.
+      Preempted: `stop` was requested, or the time is up; everything is saved.
     """
     folder = run_folder / "records"
     if not resume and list(folder.glob(f"*{records.SUFFIX}")):
@@ -310,43 +201,69 @@ def run(config: SelfPlayConfig, run_folder: Path, *, resume: bool, stop: StopFla
     all_problems, numbers = load_problems(config)
     size = config.batch_size
     batches = [
-        (game, list(numbers[start : start + size]))
-        for game in range(len(config.random_moves))
+        (game_number, list(numbers[start : start + size]))
+        for game_number in range(len(config.random_moves))
         for start in range(0, len(numbers), size)
     ]
+    print(forecast(config, sum(len(rows) for _, rows in batches)), flush=True)
     verify = None
     if config.search.use_oracle:
         verify = oracle.Oracle(config.problem_set, config.split, tokenizer_name)
 
     folder.mkdir(parents=True, exist_ok=True)
     seed_key = jax.random.key(config.seed)
+    started_at = time.monotonic()
+    hours = config.wall_clock_hours
+    if hours is None and "SLURM_JOB_ID" in os.environ:
+        hours = SLURM_HOURS
+    same = dataclasses.replace(config, save_minutes=10.0, wall_clock_hours=None)
+    belongs_to = config_json.sha256(same)
+
+    def is_stopped() -> str | None:
+        # What is under way is saved within a slice; a minute is left for it.
+        if hours is not None and time.monotonic() - started_at > 3600 * hours - 60:
+            stop.request(f"wall clock of {hours:g} h")
+        return stop.requested
 
     def play_batch(number: int) -> bool:
         """Whether the batch is on disk now, and not put off."""
-        game, rows = batches[number]
+        game_number, rows = batches[number]
         shard = folder / f"shard-{number:05d}-of-{len(batches):05d}{records.SUFFIX}"
+        unfinished = run_folder / "unfinished" / f"batch-{number:05d}.npz"
         if records.sidecar_path(shard).exists():
+            unfinished.unlink(missing_ok=True)
             return True
-        if stop.requested:
+        if is_stopped():
             return False
         # The last batch is filled up, so that it has the shape that is compiled already.
         filled = rows + rows[:1] * (size - len(rows))
         started = time.monotonic()
-        played = play(
+        named_batch = f"{belongs_to} {number}"
+        played = game.play(
             model,
             params,
             [all_problems[n].prompt for n in filled],
             filled,
             text,
-            config,
+            config.search,
             jax.random.fold_in(seed_key, number),
             verify,
-            random_moves=config.random_moves[game],
-        )[: len(rows)]
+            max_moves=config.max_moves,
+            random_moves=config.random_moves[game_number],
+            seed=config.seed,
+            keep_trees=config.keep_trees,
+            snapshot=snapshots.read(unfinished, named_batch),
+            watch=_Watch(unfinished, named_batch, 60 * config.save_minutes, is_stopped),
+        )
+        if played is None:
+            return False
+        played = played[: len(rows)]
         named = [
-            dataclasses.replace(one.record, tokenizer=tokenizer_name, game=game) for one in played
+            dataclasses.replace(one.record, tokenizer=tokenizer_name, game=game_number)
+            for one in played
         ]
         records.write_shard(shard, named)
+        unfinished.unlink(missing_ok=True)
         _print_progress(played, number + 1, len(batches), time.monotonic() - started)
         return True
 

@@ -1,4 +1,4 @@
-"""Text as mctx sees it: a node is a text, an action one more token or one more line.
+"""Text as a search sees it: a node is a text, an action one more token or one more line.
 
 An action has an *opening* (what the search chooses among: k proposals of the model) and a
 *completion* that the model writes greedily: the rest of the line for step actions, the tokens that
@@ -91,6 +91,10 @@ class Dynamics(Protocol):
 
     def act(self, params, state: State, action: Int[Array, "B"]) -> State:
         """The states after the chosen candidates; finished ones stay."""
+        ...
+
+    def finish(self, params, state: State) -> State:
+        """The states at the ends of greedy rollouts."""
         ...
 
 
@@ -207,6 +211,24 @@ class TokenModel:
         return dataclasses.replace(
             state, ended=ended, finished=state.finished | ended | out_of_room
         )
+
+    def finish(self, params, state: State) -> State:
+        """Texts written on greedily to their ends, or until there is no room (a rollout).
+
+        `evaluations` goes on counting; candidates stay those of the beginning.
+        """
+        c = self.config
+        limit = c.max_completion_tokens
+
+        def write(state):
+            logits = generate.forbid(state.logits, self.forbidden_tokens)
+            token = jnp.argmax(logits, axis=-1).astype(jnp.int32)
+            state = self._read(params, state, token[:, None], (~state.finished).astype(jnp.int32))
+            ended = state.ended | (~state.finished & (token == self.eos_id))
+            finished = state.finished | ended | (state.length >= limit)
+            return dataclasses.replace(state, ended=ended, finished=finished)
+
+        return jax.lax.while_loop(lambda s: ~jnp.all(s.finished), write, state)
 
     def _complete(self, params, state: State, start: Int[Array, "B"]) -> State:
         """Greedy tokens until every line is closed, or its run not forced any more, or too long."""

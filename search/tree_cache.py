@@ -1,9 +1,8 @@
 """Where the nodes of a search tree keep what the model remembers of their texts.
 
-mctx shows a recurrent_fn one node and neither the tree nor the number of the simulation. What all
-nodes share rides beside the tree through its public `loop_fn` (search.gumbel): one buffer of slots,
-of which simulation i fills page i. A node holds the number of the slot of each of its tokens, so it
-costs bytes, and a tree O(prefix + simulations), however deep it is and however long the prompt.
+What all nodes share rides beside the tree (`search.engine`): one buffer of slots, of which node
+n + 1 fills page n. A node holds the number of the slot of each of its tokens, so it costs bytes,
+and a tree O(prefix + simulations), however deep it is and however long the prompt.
 """
 
 import dataclasses
@@ -17,29 +16,56 @@ from models import cache as caches
 from models import language_model
 from search.state import State
 
-Slots = Any  # what rides beside the tree: arrays of leading axis B
+Slots = Any  # arrays of leading axis B
 
 
 @runtime_checkable
 class Memory(Protocol):
-    """How a state becomes a node of a tree, and a state again."""
+    """How a state becomes a node of a tree, and a state again.
 
-    def plant(self, root: State, num_simulations: int) -> tuple[State, Slots]:
-        """The root as a node, and room for what so many simulations find."""
+    A search has B roots and works on W nodes of each at once: `[B * W]`, those of a root together.
+    """
+
+    def plant(
+        self, root: State, num_nodes: int, path_tokens: int | None = None
+    ) -> tuple[State, Slots]:
+        """The root as a node, and room for what so many more nodes add.
+
+        path_tokens: how many tokens may follow the root in a state that is recalled. None: as many
+            as the deepest node has.
+        """
         ...
 
     def recall(self, root: State, node: State, slots: Slots) -> State:
-        """The state of a node: from here the model can read on."""
+        """The states of nodes: from here the model can read on."""
         ...
 
     def store(
-        self, root: State, parent: State, child: State, slots: Slots, simulation: Int[Array, ""]
+        self, root: State, parent: State, child: State, slots: Slots, number: Int[Array, "B W"]
     ) -> tuple[State, Slots]:
-        """The node of a state, which is that of the node `parent` after one more action."""
+        """The nodes of states, which are those of the nodes `parent` after one more action.
+
+        number: of the new nodes, 1 or more; those beyond the room of the tree are not stored.
+        """
         ...
 
     def commit(self, params, root: State, node: State, slots: Slots) -> State:
-        """The state of a child of the root, which outlives the tree."""
+        """The states of children of the roots, which outlive the tree."""
+        ...
+
+    def keep(
+        self,
+        nodes: State,
+        slots: Slots,
+        order: Int[Array, "B N"],
+        position: Int[Array, "B N"],
+        num_tokens: Int[Array, "B"],
+    ) -> tuple[State, Slots]:
+        """Nodes `[B, N]` and slots below a child of the root, `num_tokens` after it.
+
+        order: what is node n now was node `order[n]`; `nodes` are in the new order already.
+        position: the inverse.
+        """
         ...
 
 
@@ -47,8 +73,10 @@ class Memory(Protocol):
 class NodeCaches:
     """Every node holds the whole cache of its text: the plain form of what `TreeCache` computes."""
 
-    def plant(self, root: State, num_simulations: int) -> tuple[State, Slots]:
-        del num_simulations
+    def plant(
+        self, root: State, num_nodes: int, path_tokens: int | None = None
+    ) -> tuple[State, Slots]:
+        del num_nodes, path_tokens
         return root, ()
 
     def recall(self, root: State, node: State, slots: Slots) -> State:
@@ -56,14 +84,18 @@ class NodeCaches:
         return node
 
     def store(
-        self, root: State, parent: State, child: State, slots: Slots, simulation: Int[Array, ""]
+        self, root: State, parent: State, child: State, slots: Slots, number: Int[Array, "B W"]
     ) -> tuple[State, Slots]:
-        del root, parent, simulation
+        del root, parent, number
         return child, slots
 
     def commit(self, params, root: State, node: State, slots: Slots) -> State:
         del params, root, slots
         return node
+
+    def keep(self, nodes: State, slots: Slots, order, position, num_tokens) -> tuple[State, Slots]:
+        del order, position, num_tokens
+        return nodes, slots
 
 
 @dataclasses.dataclass(frozen=True)
@@ -79,12 +111,15 @@ class TreeCache:
     model: language_model.LanguageModel
     page_tokens: int
 
-    def plant(self, root: State, num_simulations: int) -> tuple[State, Slots]:
-        """Slots are `[B, num_simulations * page_tokens, ...]` per layer, as those of a path."""
+    def plant(
+        self, root: State, num_nodes: int, path_tokens: int | None = None
+    ) -> tuple[State, Slots]:
+        """Slots are `[B, num_nodes * page_tokens, ...]` per layer, as those of a path."""
         batch, max_tokens = root.tokens.shape
-        num_slots = num_simulations * self.page_tokens
+        num_slots = num_nodes * self.page_tokens
         slots = self.model.empty_paths(root.cache, 1, num_slots).layers
-        table = jnp.zeros((batch, min(max_tokens, num_slots)), jnp.int32)
+        width = min(max_tokens, num_slots) if path_tokens is None else path_tokens
+        table = jnp.zeros((batch, width), jnp.int32)
         return dataclasses.replace(root, cache=table, logits=None), slots
 
     def recall(self, root: State, node: State, slots: Slots) -> State:
@@ -92,28 +127,36 @@ class TreeCache:
 
         (Rows with nothing to read, those of finished texts, get zeros for logits.)
         """
-        path = caches.PathCache(
+        batch, width = len(root.length), len(node.length) // len(root.length)
+        path = _take(slots, node.cache.reshape(batch, -1))
+        path_cache = caches.PathCache(
             prefix=root.cache,
-            layers=_take(slots, node.cache),
-            length=node.length - root.length,
+            layers=jax.tree.map(lambda x: x.reshape(batch * width, -1, *x.shape[2:]), path),
+            length=node.length - jnp.repeat(root.length, width),
         )
-        return dataclasses.replace(node, cache=path, logits=jnp.zeros_like(root.logits))
+        logits = jnp.zeros((batch * width, root.logits.shape[1]), root.logits.dtype)
+        return dataclasses.replace(node, cache=path_cache, logits=logits)
 
     def store(
-        self, root: State, parent: State, child: State, slots: Slots, simulation: Int[Array, ""]
+        self, root: State, parent: State, child: State, slots: Slots, number: Int[Array, "B W"]
     ) -> tuple[State, Slots]:
-        """Copies the new tokens of the path to the page of this simulation."""
-        page = simulation * self.page_tokens
-        capacity = parent.cache.shape[1]
-        start = (parent.length - root.length)[:, None]
-        offset = jnp.arange(capacity) - start
+        """Copies the new tokens of each path to the page of its node; node 1 has the first."""
+        batch, width = number.shape
+        first = ((number - 1) * self.page_tokens).reshape(-1, 1)
+        room = parent.cache.shape[1]
+        start = (parent.length - jnp.repeat(root.length, width))[:, None]
+        offset = jnp.arange(room) - start
         is_new = (offset >= 0) & (offset < self.page_tokens)
-        table = jnp.where(is_new, page + offset, parent.cache)
+        table = jnp.where(is_new, first + offset, parent.cache)
         # A path that has no room for a whole page has fewer tokens too.
-        where = jnp.minimum(start + jnp.arange(self.page_tokens), capacity - 1)
-        new = _take(child.cache.layers, where)
-        write = jax.lax.dynamic_update_slice_in_dim
-        slots = jax.tree.map(lambda buffer, x: write(buffer, x, page, 1), slots, new)
+        new = _take(child.cache.layers, jnp.minimum(start + jnp.arange(self.page_tokens), room - 1))
+        page = (first + jnp.arange(self.page_tokens)).reshape(batch, -1)
+
+        def write(buffer, x):
+            x = x.reshape(batch, -1, *x.shape[2:])
+            return buffer.at[jnp.arange(batch)[:, None], page].set(x, mode="drop")
+
+        slots = jax.tree.map(write, slots, new)
         return dataclasses.replace(child, cache=table, logits=None), slots
 
     def commit(self, params, root: State, node: State, slots: Slots) -> State:
@@ -123,6 +166,23 @@ class TreeCache:
         cache = self.model.fold(root.cache, owns, node.length - root.length)
         logits = self.model.logits(params, node.hidden)
         return dataclasses.replace(node, cache=cache, logits=logits)
+
+    def keep(self, nodes: State, slots: Slots, order, position, num_tokens) -> tuple[State, Slots]:
+        """Moves the pages as the nodes move, and tells the tables; the root's page is free now."""
+        size = self.page_tokens
+
+        def move(x):
+            pages = x.reshape(len(x), -1, size, *x.shape[2:])
+            # Node n + 1 has page n. (A page that no node needs may be any.)
+            return _take(pages, jnp.maximum(order[:, 1:] - 1, 0)).reshape(x.shape)
+
+        table = nodes.cache  # [B, N, U]
+        at = jnp.arange(table.shape[2]) + num_tokens[:, None]
+        at = jnp.broadcast_to(at[:, None], table.shape)
+        table = jnp.take_along_axis(table, at, axis=2, mode="clip")
+        page = jax.vmap(lambda position, page: position[page])(position, table // size + 1) - 1
+        table = jnp.maximum(page * size + table % size, 0)
+        return dataclasses.replace(nodes, cache=table), jax.tree.map(move, slots)
 
 
 def _take(layers, index: Int[Array, "B U"]):

@@ -42,7 +42,7 @@ class TableModel:
             gumbel=jnp.zeros((batch, k)),
         )
         return token_model.State(
-            problem=zeros,
+            problem=jnp.arange(batch),  # the row, whose noise is its own
             tokens=zeros[:, None],  # the node number
             length=zeros,
             finished=no,
@@ -59,7 +59,8 @@ class TableModel:
     def propose(self, params, state, rng_key=None):
         """At the root: Gumbel-top-k of all A actions, with their noise. Elsewhere: all k."""
         node = state.tokens[:, 0]
-        score = self.gumbel + self.root_log_probs
+        gumbel = jnp.asarray(self.gumbel)[state.problem]
+        score = gumbel + self.root_log_probs
         _, top = jax.lax.top_k(score, self.k)
         is_root = (node == 0)[:, None]
         children = jnp.where(
@@ -71,7 +72,7 @@ class TableModel:
             log_probs=jnp.where(
                 is_root, jnp.asarray(self.root_log_probs)[top], jnp.asarray(self.log_probs)[node]
             ),
-            gumbel=jnp.where(is_root, jnp.take_along_axis(jnp.asarray(self.gumbel), top, 1), 0.0),
+            gumbel=jnp.where(is_root, jnp.take_along_axis(gumbel, top, 1), 0.0),
         )
         return state.replace(candidates=candidates)
 
@@ -89,6 +90,16 @@ class TableModel:
             value=jnp.asarray(self.value)[node],
             evaluations=jnp.ones_like(action),
         )
+
+    def finish(self, params, state):
+        def write(state):
+            before = state.evaluations
+            best = jnp.argmax(state.candidates.log_probs, axis=1).astype(jnp.int32)
+            done = state.finished
+            state = self.propose(params, self.act(params, state, best))
+            return state.replace(evaluations=before + jnp.where(done, 0, 1))
+
+        return jax.lax.while_loop(lambda s: ~jnp.all(s.finished), write, state)
 
     def verify(self, problem, tokens, lengths, ended):
         return self.outcome[tokens[:, 0]] * ended

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from mctx._src import seq_halving
 
-from search import gumbel
+from search import engine, gumbel, outcome
 from tests.search.table_model import TableModel, random_table
 
 
@@ -87,7 +87,7 @@ def test_k_candidates_lose_nothing_against_every_action(rescale_values, use_orac
     for seed in range(3):
         rng = np.random.default_rng(seed)
         table = random_table(rng, batch=batch, root_actions=20, k=8, depth=3)
-        result = gumbel.search(
+        result = engine.search(
             table,
             None,
             table.root(batch),
@@ -124,10 +124,15 @@ def test_one_program_searches_with_every_size_and_with_or_without_values():
     for num_simulations, use_value in ((30, True), (12, True), (12, False)):
         config = dataclasses.replace(shared, use_value=use_value)
         programs.add(config.compiled)
-        plan = config.plan(num_simulations, capacity=config.capacity)
+        options = {
+            "plan": config.plan(num_simulations, capacity=config.capacity),
+            "config": config.compiled,
+        }
         arguments = (table, None, table.root(20), jax.random.key(0))
-        roomy = gumbel.planned_search(*arguments, plan=plan, config=config.compiled)
-        tight = gumbel.search(*arguments, num_simulations=num_simulations, config=config)
+        growth = engine.plant(*arguments, **options)
+        growth = engine.advance(table, None, growth, **options)
+        roomy = outcome.summarise(table, None, growth, **options)
+        tight = engine.search(*arguments, num_simulations=num_simulations, config=config)
         for name in ("visits", "action", "weights", "value", "qvalues", "evaluations"):
             np.testing.assert_array_equal(getattr(roomy, name), getattr(tight, name), err_msg=name)
         assert int(roomy.visits.sum()) == 20 * num_simulations
@@ -216,7 +221,7 @@ def test_terminal_reward_and_discount_by_hand():
         gumbel=np.zeros((1, 2), np.float32),
     )
     config = gumbel.SearchConfig(use_oracle=True, use_value=False, max_considered_actions=2)
-    result = gumbel.search(
+    result = engine.search(
         table,
         None,
         table.root(1),
@@ -246,7 +251,7 @@ def test_absent_candidates_are_never_visited():
             return dataclasses.replace(state, candidates=candidates)
 
     cut = Cut(**{field.name: getattr(table, field.name) for field in dataclasses.fields(table)})
-    result = gumbel.search(
+    result = engine.search(
         cut,
         None,
         cut.root(3),
@@ -264,7 +269,7 @@ def test_absent_candidates_are_never_visited():
 def test_oracle_without_checker_is_refused():
     table = random_table(np.random.default_rng(0), batch=1, root_actions=4, k=2, depth=2)
     with pytest.raises(ValueError, match="asks for a checker"):
-        gumbel.search(
+        engine.search(
             table,
             None,
             table.root(1),

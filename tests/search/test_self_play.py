@@ -10,7 +10,7 @@ import pytest
 
 from data import problems, records, tokenizer
 from models import language_model, transformer
-from search import gumbel, oracle, self_play, token_model
+from search import engine, gumbel, oracle, self_play, token_model
 from train import checkpoints
 from train.errors import ConfigError, Preempted
 from train.stopping import StopFlag
@@ -78,11 +78,11 @@ def test_games_are_consistent_with_their_trees_and_with_the_model():
 def test_searches_of_all_sizes_share_one_program(monkeypatch):
     traced = []
 
-    def count(*arguments, original=gumbel.planned_search, **options):
+    def count(*arguments, original=engine.advance, **options):
         traced.append(options["config"])
         return original(*arguments, **options)
 
-    monkeypatch.setattr(gumbel, "planned_search", count)
+    monkeypatch.setattr(engine, "advance", count)
     for sizes, use_value in (((3, 2), True), ((2, 3), False)):
         search = dataclasses.replace(
             SEARCH, num_simulations=sizes, use_value=use_value, use_oracle=False

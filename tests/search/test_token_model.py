@@ -9,7 +9,7 @@ import pytest
 
 from data import tokenizer
 from models import attention, language_model, transformer
-from search import gumbel, token_model
+from search import engine, gumbel, token_model
 
 EOS, NEWLINE, VOCAB = 1, 2, 7
 CONFIG = transformer.TransformerConfig(
@@ -195,7 +195,7 @@ def test_a_search_over_taylor_states_reads_just_the_texts():
     )
     dynamics = token_model.TokenModel(model, action, EOS, NEWLINE)
     root = dynamics.start(params, jnp.asarray(PROMPTS), jnp.asarray(LENGTHS), jnp.arange(3))
-    result = gumbel.search(
+    result = engine.search(
         dynamics,
         params,
         root,
@@ -206,7 +206,7 @@ def test_a_search_over_taylor_states_reads_just_the_texts():
     texts, checked = result.tree.embeddings, 0
     for row in range(3):
         for node in range(9):
-            if texts["finished"][row, node]:
+            if texts["finished"][row, node] or not result.tree.node_visits[row, node]:
                 continue
             length = int(texts["length"][row, node])
             text = PROMPTS[row, : LENGTHS[row]].tolist()

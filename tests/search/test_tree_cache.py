@@ -13,7 +13,7 @@ from models.attention import AttentionConfig
 from models.language_model import LanguageModel
 from models.paired import PairedModel
 from models.transformer import TransformerConfig
-from search import gumbel, token_model, tree_cache
+from search import engine, gumbel, token_model, tree_cache
 from search.token_model import ActionConfig
 
 EOS, NEWLINE, VOCAB = 1, 2, 5
@@ -90,7 +90,8 @@ class Growing:
         def grow(params, root, parent, slots, action, simulation):
             child = dynamics.act(params, memory.recall(root, parent, slots), action)
             child = dynamics.propose(params, child)
-            return memory.store(root, parent, child, slots, simulation)
+            number = jnp.full((ROWS, 1), simulation + 1)
+            return memory.store(root, parent, child, slots, number)
 
         def commit(params, root, node, slots):
             return dynamics.propose(params, memory.commit(params, root, node, slots))
@@ -234,7 +235,7 @@ def check_visits(case, seeds, num_layers=1):
 
     def searches(dynamics):
         search = functools.partial(
-            gumbel.search, dynamics, num_simulations=SIMULATIONS, config=config
+            engine.search, dynamics, num_simulations=SIMULATIONS, config=config
         )
         return jit(lambda params, root, rng_key: search(params, root, rng_key))
 
@@ -294,7 +295,7 @@ def test_a_search_needs_little_more_memory_than_its_slots(action):
     search_config = gumbel.SearchConfig(action=action, max_considered_actions=3)
 
     def search(params, root, rng_key):
-        result = gumbel.search(
+        result = engine.search(
             dynamics, params, root, rng_key, num_simulations=num_simulations, config=search_config
         )
         return result.visits, result.weights
