@@ -35,7 +35,7 @@ def compared_pairs(methods: Sequence[Method]) -> list[tuple[Place, Place]]:
 
 
 def compare(
-    first: report.Row, second: report.Row, first_right: Sequence[bool], second_right: Sequence[bool]
+    first: report.Row, first_right: Sequence[bool], second: report.Row, second_right: Sequence[bool]
 ) -> report.Comparison:
     """Exact McNemar test between two methods, from whether each answer was right."""
     both = list(zip(first_right, second_right, strict=True))

@@ -127,7 +127,7 @@ def run(config: EvaluationConfig, run_folder: Path, /, *, resume: bool, stop) ->
     comparisons: list[report.Comparison] = []
     for task in config.tasks:
         answers: dict[tuple[str, str], list[Answer]] = {}
-        first_rows: dict[tuple[str, str], report.Row] = {}
+        tested: dict[tuple[str, str], list[Tested]] = {}
         for method in config.methods:
             budgets = None
             if isinstance(method, Matched) and method.match is not None:
@@ -146,15 +146,13 @@ def run(config: EvaluationConfig, run_folder: Path, /, *, resume: bool, stop) ->
             for row in new_rows:
                 rich.print(report.one_line(row))
             rows += new_rows
-            first_rows[method.split, method.name] = new_rows[0]
-        comparisons += [
-            paired_tests.compare(
-                first_rows[first],
-                first_rows[second],
-                [answer.correct for answer in answers[first]],
-                [answer.correct for answer in answers[second]],
+            tested[method.split, method.name] = rows_tested(
+                method, answers[method.split, method.name], new_rows
             )
+        comparisons += [
+            paired_tests.compare(*one, *other)
             for first, second in paired_tests.compared_pairs(config.methods)
+            for one, other in zip(itertools.cycle(tested[first]), tested[second])
         ]
     return report.write(run_folder / "report", report.make(rows, run_folder, comparisons))
 
@@ -318,43 +316,54 @@ def make_rows(method: Method, answers: Sequence[Answer], task: str, stage: str) 
             **whole,
         )
 
-    correct = [a.correct for a in answers]
     if not isinstance(method, BestOfN):
-        return [row(correct)]
+        return [row([a.correct for a in answers])]
+    rows = []
+    for choice in method.choices:
+        fields: dict[str, Any] = {"method": method.title_of(choice)}
+        if choice == "chance":
+            passes = _mean(_of_samples(answers, "evaluations_of_one"))
+            fields |= {"forward_passes_per_problem": passes, "seconds_per_problem": None}
+            fields |= {"num_samples": 1.0}
+        right = _of_samples(answers, RIGHT_BY[choice])
+        is_value, is_checker = choice == "value", choice == "checker"
+        rows.append(row(right, use_value=is_value, use_oracle=is_checker, **fields))
+    return rows
 
-    def row_of(choice: Choice) -> report.Row:
-        title = method.title_of(choice)
-        match choice:
-            case "value":
-                return row(correct, method=title, use_value=True)
-            case "checker":
-                right = [a.solved_by_any for a in answers]
-                return row(right, method=title, use_oracle=True)
-            case "majority":
-                return row(_known([a.voted_correct for a in answers]), method=title)
-            case "chance":
-                return row(
-                    _known([a.share_correct for a in answers]),
-                    method=title,
-                    forward_passes_per_problem=_mean(
-                        _known([a.evaluations_of_one for a in answers])
-                    ),
-                    seconds_per_problem=None,
-                    num_samples=1.0,
-                )
 
-    return [row_of(choice) for choice in method.choices]
+RIGHT_BY: dict[Choice, str] = {  # the field of an answer
+    "value": "correct",
+    "checker": "solved_by_any",
+    "majority": "voted_correct",
+    "chance": "share_correct",
+}
+Tested = tuple[report.Row, list[bool]]
+
+
+def rows_tested(
+    method: Method, answers: Sequence[Answer], rows: Sequence[report.Row]
+) -> list[Tested]:
+    """The rows that paired tests compare, and whether each problem is right there.
+
+    Of samples those that a checker or chance chose have no test.
+    """
+    if not isinstance(method, BestOfN):
+        return [(rows[0], [a.correct for a in answers])]
+    return [
+        (row, [right == 1 for right in _of_samples(answers, RIGHT_BY[choice])])
+        for row, choice in zip(rows, method.choices, strict=True)
+        if choice in ("value", "majority")
+    ]
 
 
 def _mean(numbers: Sequence[float]) -> float:
     return math.fsum(numbers) / len(numbers)
 
 
-def _known(numbers: Sequence[float | None]) -> list[float]:
-    """What samples alone have."""
-    known = [number for number in numbers if number is not None]
-    assert len(known) == len(numbers), "these answers are chosen among samples"
-    return known
+def _of_samples(answers: Sequence[Answer], field: str) -> list[float]:
+    numbers = [getattr(answer, field) for answer in answers]
+    assert None not in numbers, f"these answers were chosen among samples, so they have a {field}"
+    return numbers
 
 
 def read_answers(path: Path) -> list[Answer]:

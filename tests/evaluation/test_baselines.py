@@ -130,6 +130,23 @@ def test_every_choice_has_a_row_of_its_own():
     assert rows[0].low < rows[0].score < rows[0].high and json.dumps(rows[0].settings)
 
 
+def test_a_search_is_tested_against_every_choice_but_those_of_checker_and_chance():
+    answers = [
+        sampled([(WRONG, 2), (RIGHT, 4)], voted=RIGHT),
+        sampled([(RIGHT, 1), (WRONG, 3)], voted=WRONG),
+        sampled([(RIGHT, 5), (WRONG, 1)], voted=RIGHT),
+    ]
+    method = BestOfN(choices=("majority", "chance", "checker", "value"))
+    rows = run.make_rows(method, answers, "game24", "")
+    assert run.rows_tested(method, answers, rows) == [
+        (rows[0], [True, False, True]),
+        (rows[3], [False, True, True]),
+    ]
+    search = run.make_rows(methods.Search(), answers, "game24", "")
+    ((row, right),) = run.rows_tested(methods.Search(), answers, search)
+    assert row.method == "search" and right == [False, True, True]
+
+
 def test_a_number_of_samples_is_given_or_follows_from_a_search(player):  # noqa: F811
     draw = functools.partial(
         BestOfN._draw, player=player, prompt=asked(1).prompts[0], number=0, budget=float("inf")

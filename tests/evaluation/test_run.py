@@ -362,7 +362,7 @@ def test_a_comparison_counts_the_problems_that_only_one_gets_right():
     (row,) = run.make_rows(Search(), answers, "game24", "round 1")
     (other,) = run.make_rows(Greedy(), answers, "game24", "round 1")
     first, second = [True] * 7 + [False], [True, *[False] * 6, True]
-    found = paired_tests.compare(row, other, first, second)
+    found = paired_tests.compare(row, first, other, second)
     assert (found.first, found.second) == ("search, 50 simulations", "greedy")
     assert (found.only_first, found.only_second, found.n) == ((6,), (1,), 8)
     assert found.p_values == (0.125,)  # 2 (1 + 7) / 2^7
