@@ -35,7 +35,7 @@ __all__ = [
     "Search",
 ]
 
-TEXTS_AT_ONCE = 4096  # that a beam search follows
+TOKENS_AT_ONCE = 2**16  # that the texts of a beam search have room for
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -132,7 +132,8 @@ class Beam(Matched):
     ) -> list[Attempt]:
         """One beam per prompt, several at once: the same number for any number of prompts."""
         capacity = 1 << (width - 1).bit_length()  # widths in between share a program
-        size = max(1, TEXTS_AT_ONCE // (capacity * self.action.num_candidates))
+        num_texts = capacity * self.action.num_candidates
+        size = max(1, TOKENS_AT_ONCE // (num_texts * self.action.max_completion_tokens))
         size = min(size, at_once)
         attempts: list[Attempt] = []
         for start in range(0, len(prompts), size):
