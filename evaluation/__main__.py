@@ -40,8 +40,8 @@ class Options:
     """The simulations that best-of-n, controls and ablations are compared at."""
     table: Literal["greedy", "standard", "curves"] = "standard"
     """What is measured: "greedy" decoding alone; "standard": also search, and best of n that reads
-    as much; "curves": also majority and beam search, each at the cost of every search, a single
-    sample and the narrowest beam."""
+    as much; "curves": that and majority at the cost of every search, a single sample, and beam
+    searches of several widths."""
     search: SearchConfig = ANSWER
     """Settings of all searches, but for simulations, oracle and value. They belong to the model:
     these are those of configs/game24_system2.py."""

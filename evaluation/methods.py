@@ -71,7 +71,7 @@ class Beam(Matched):
     With a budget, the widest beam that fits into it, problem by problem: widths 1, 2, 3, 4, 6, 8,
     12, ... up to `width` are tried until one does not fit or costs no more than the one before,
     which then had left nothing out. The last one that fits is the answer and its cost, or else the
-    first one. (Time is measured of all of them.)
+    first one. (Time is measured of all of them, several times what the last one takes.)
     """
 
     action: token_model.ActionConfig = token_model.ActionConfig()

@@ -13,6 +13,7 @@ from search import gumbel
 # min_p of the second best-of-n, the best of nine settings on Game of 24's validation puzzles
 # (docs/experiments.md).
 SAMPLING_FLOOR = 0.05
+BEAM_WIDTHS = (1, 2, 4, 8, 16)
 WIDEST_BEAM = 64
 
 
@@ -39,9 +40,8 @@ def standard_methods(
       compared: the simulations at which search is compared with sampling, controls and ablations.
       has_base: whether there is a base model to compare with.
       has_controls: whether sampling with a floor and the base model's prior are measured too.
-      has_curves: whether best of n, majority and beam search are measured at the cost of every
-        search, and a single sample and the narrowest beam too: curves of accuracy against forward
-        passes.
+      has_curves: whether best of n and majority are measured at the cost of every search, and a
+        single sample and beams of several widths too: curves of accuracy against forward passes.
       ablation_splits: where oracle x value is measured.
     """
     longest = search.action.max_completion_tokens
@@ -64,13 +64,13 @@ def standard_methods(
     methods += [searched(n, **asked) for n in sizes]
     if has_curves:
         beam = functools.partial(Beam, action=search.action, max_moves=max_moves, **asked)
-        methods.append(beam(width=1))
+        methods += [beam(width=width) for width in BEAM_WIDTHS]
         for n in sizes:
             # A single sample costs the same whatever the budget is.
             single: tuple[Choice, ...] = ("chance",) if n == compared else ()
             choices: tuple[Choice, ...] = ("value", "majority", "checker", *single)
             methods.append(sampled(match=f"search-{n}", choices=choices))
-            methods.append(beam(match=f"search-{n}", width=WIDEST_BEAM))
+        methods.append(beam(match=f"search-{compared}", width=WIDEST_BEAM))
     else:
         methods.append(sampled(match=f"search-{compared}"))
     if has_controls:

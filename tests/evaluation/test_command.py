@@ -50,8 +50,8 @@ def test_curves_match_every_search():
     config = command.make_config("runs/x", command.Options(table="curves", simulations=(8, 32)))
     names = [method.name for method in config.methods]
     assert names == [
-        "greedy", "search-8", "search-32", "search-50", "beam-1", "best-of-n-search-8",
-        "beam-64-search-8", "best-of-n-search-32", "beam-64-search-32", "best-of-n-search-50",
+        "greedy", "search-8", "search-32", "search-50", "beam-1", "beam-2", "beam-4", "beam-8",
+        "beam-16", "best-of-n-search-8", "best-of-n-search-32", "best-of-n-search-50",
         "beam-64-search-50", "best-of-n-search-50-min-p-0-05",
     ]  # fmt: skip
     sampled = [method for method in config.methods if isinstance(method, BestOfN)]
