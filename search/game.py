@@ -16,8 +16,6 @@ from data import problems, records, tokenizer
 from models import language_model
 from search import engine, gumbel, oracle, outcome, token_model
 
-SLICE_CALLS = 32  # of the model, between two looks at the clock
-
 
 @functools.partial(jax.jit, static_argnums=(0, 5))
 def _start(model, params, tokens, lengths, problem, max_moves):
@@ -118,6 +116,7 @@ def play(
     keep_trees: bool = True,
     snapshot: Snapshot | None = None,
     watch: Watch | None = None,
+    slice_calls: int = 1_000_000,
 ) -> list[Game] | None:
     """Plays one game per prompt, all at once.
 
@@ -127,6 +126,7 @@ def play(
       max_moves: a game is over after them, finished or not.
       random_moves: so many of the first are drawn from the model instead of being searched.
       snapshot: where the same games were stopped.
+      slice_calls: of the model, between two questions to `watch`.
 
     Returns:
       The games, or None if `watch` stopped them.
@@ -179,7 +179,7 @@ def play(
         if is_over.all():
             break
         while True:
-            until = growth.calls + SLICE_CALLS
+            until = growth.calls + slice_calls
             growth, is_done = _advance(model, params, growth, plan, compiled, verify, until)
             if is_done:
                 break
