@@ -16,12 +16,14 @@ import importlib.util
 import json
 import os
 import queue
+import re
 import select
 import signal
 import subprocess
 import sys
 import threading
 import time
+from collections.abc import Hashable
 from typing import Literal
 
 from data import files, gsm8k_checker
@@ -34,6 +36,8 @@ LIMIT_SECONDS = 5.0  # of processor time
 WALL_SECONDS = 60.0
 MEMORY_BYTES = 2 * 2**30
 MAX_CHARACTERS = 100_000
+_FRACTION_COMMAND = re.compile(r"\\[dt]?frac(?![a-z])")
+_NOT_OF_A_NUMBER = re.compile(r"[^\W\d_]|[!%]")  # letters and signs that change its value
 _START_SECONDS = 120.0
 _END_SECONDS = 10.0
 
@@ -73,6 +77,23 @@ def boxed(text: str) -> str | None:
     r"""What stands in the last `\boxed{...}` of a text; None if there is none or it stays open."""
     start = text.rfind(gsm8k_checker.BOX)
     return None if start < 0 else gsm8k_checker.balanced(text, start + len(gsm8k_checker.BOX))
+
+
+def answer_key(text: str) -> Hashable | None:
+    r"""The last box of a text, for finding equal answers: a number by its value (`\frac12`, `0.5`),
+    anything else (also `2x`, `3i`, `5!`) as it is written, but for spaces. None without a box.
+
+    Equal keys are equal answers; `judge` also finds those that are written differently.
+    """
+    if not isinstance(text, str) or len(text) > MAX_CHARACTERS:
+        return None
+    answer = boxed(text)
+    if answer is None or not answer.strip():
+        return None
+    written = "".join(answer.split())
+    is_number = not _NOT_OF_A_NUMBER.search(_FRACTION_COMMAND.sub("", written))
+    number = gsm8k_checker.read_number(answer) if is_number else None
+    return written if number is None else number
 
 
 def require_math_verify() -> None:

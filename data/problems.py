@@ -7,10 +7,13 @@ A search that must not see the answer is given `Prompt`s, which carry nothing to
 import dataclasses
 import difflib
 import functools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Hashable, Mapping, Sequence
+from typing import TypeVar
 
 from data import game24, grade_school, gsm8k, gsm8k_checker, math500, math_checker
 from data.errors import DataError
+
+_T = TypeVar("_T")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -115,10 +118,34 @@ def load_problems(name: str, split: str) -> list[Problem]:
       DataError: for an unknown name or split, naming the nearest known one, or if its files are
         nowhere to be found.
     """
-    if name not in _BY_NAME:
-        near = difflib.get_close_matches(name, _BY_NAME, n=1)
+    return _known(_BY_NAME, name)(split)
+
+
+_ANSWER_KEYS: dict[str, Callable[[str], Hashable | None]] = {
+    "game24": lambda text: text or None,  # every result is 24: what differs is the way there
+    "grade_school": gsm8k_checker.answer,
+    "grade_school_short": gsm8k_checker.answer,
+    "gsm8k": gsm8k_checker.answer,
+    "gsm8k_flexible": functools.partial(gsm8k_checker.answer, mode="flexible"),
+    "math500": math_checker.answer_key,
+}
+
+
+def answer_key(name: str) -> Callable[[str], Hashable | None]:
+    """Of the completions of one problem: those with equal keys give the same answer, None gives no
+    answer. For votes among texts; it knows nothing of the right answer.
+
+    Raises:
+      DataError: for an unknown name.
+    """
+    return _known(_ANSWER_KEYS, name)
+
+
+def _known(by_name: Mapping[str, _T], name: str) -> _T:
+    if name not in by_name:
+        near = difflib.get_close_matches(name, by_name, n=1)
         raise DataError(
-            f"a problem set is one of {sorted(_BY_NAME)}; got {name!r}. "
+            f"a problem set is one of {sorted(by_name)}; got {name!r}. "
             + (f"Did you mean {near[0]!r}?" if near else "Use one of these names.")
         )
-    return _BY_NAME[name](split)
+    return by_name[name]

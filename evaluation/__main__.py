@@ -9,12 +9,14 @@ import json
 import shlex
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 from configs import load
 from configs.game24_system2 import ANSWER
 from data import problems
 from evaluation import report, standard
 from evaluation import run as evaluation
+from evaluation.methods import Greedy
 from search.gumbel import SearchConfig
 from train import checkpoints, config_json
 from train.errors import ConfigError
@@ -36,9 +38,15 @@ class Options:
     """Simulations per move; each number is a search of its own."""
     compared: int = 50
     """The simulations that best-of-n, controls and ablations are compared at."""
+    table: Literal["greedy", "standard", "curves"] = "standard"
+    """What is measured: "greedy" decoding alone; "standard": also search, and best of n that reads
+    as much; "curves": also majority and beam search, each at the cost of every search, a single
+    sample and the narrowest beam."""
     search: SearchConfig = ANSWER
     """Settings of all searches, but for simulations, oracle and value. They belong to the model:
     these are those of configs/game24_system2.py."""
+    max_completion_tokens: int | None = None
+    """Longest text of every method, a longer one is a failure; None: that of `search.action`."""
     max_moves: int = 3
     """Moves (lines) after which a game is over."""
     baseline: str | None = None
@@ -84,21 +92,30 @@ def main(argv: list[str]) -> None:
 
 def make_config(checkpoint: str, options: Options) -> evaluation.EvaluationConfig:
     """The evaluation that the options ask for."""
+    search = options.search
+    if options.max_completion_tokens is not None:
+        longest = options.max_completion_tokens
+        action = dataclasses.replace(search.action, max_completion_tokens=longest)
+        search = dataclasses.replace(search, action=action)
+    methods = standard.standard_methods(
+        search=search,
+        simulations=options.simulations,
+        compared=options.compared,
+        max_moves=options.max_moves,
+        split=options.split,
+        limit=options.limit,
+        has_base=options.baseline is not None,
+        has_curves=options.table == "curves",
+        ablation_splits=(options.split, "train") if options.ablation else (),
+    )
+    if options.table == "greedy":
+        methods = tuple(method for method in methods if isinstance(method, Greedy))
     return evaluation.EvaluationConfig(
         checkpoint=checkpoint,
         base_checkpoint=options.baseline,
         tasks=options.tasks,
         batch_size=options.batch_size,
-        methods=standard.standard_methods(
-            search=options.search,
-            simulations=options.simulations,
-            compared=options.compared,
-            max_moves=options.max_moves,
-            split=options.split,
-            limit=options.limit,
-            has_base=options.baseline is not None,
-            ablation_splits=(options.split, "train") if options.ablation else (),
-        ),
+        methods=methods,
     )
 
 

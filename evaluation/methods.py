@@ -1,162 +1,48 @@
-"""Ways to answer a problem: greedy, the best of n samples, search.
+"""Ways to answer a problem: greedy, sampled texts, beam search, tree search."""
 
-Each is a small config with one function, `play`: questions in, attempts out. Questions hold prompts
-and nothing of the answers; the one way to a checker is the oracle of a search that says
-`use_oracle`. Whether an attempt is right is found out later, by `evaluation.run`.
-"""
-
-import concurrent.futures
-import functools
-import itertools
-import math
-import re
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import ClassVar, Literal
+from typing import ClassVar
 
 import jax
 import numpy as np
 
-from data.problems import Prompt
-from data.tokenizer import Tokenizer
+from evaluation.player import (
+    MAX_COMPLETION_TOKENS,
+    Attempt,
+    Matched,
+    Method,
+    ModelRole,
+    Player,
+    Questions,
+)
+from evaluation.sampling import BestOfN
 from models import generate
-from models.language_model import LanguageModel, Params
-from search import gumbel, oracle, self_play, token_model
+from search import beam, gumbel, oracle, self_play, token_model
 from train.errors import ConfigError
 
-Tokens = tuple[int, ...]
-ModelRole = Literal["trained", "base", "base_prior"]
-MODEL_TITLES = {"trained": "", "base": ", base model", "base_prior": ", base prior, trained value"}
-SAMPLES_AT_ONCE = 128
-PROBLEMS_AT_ONCE = 2  # of which samples are drawn
+__all__ = [
+    "AnyMethod",
+    "Attempt",
+    "Beam",
+    "BestOfN",
+    "Greedy",
+    "Matched",
+    "Method",
+    "ModelRole",
+    "Player",
+    "Questions",
+    "Search",
+]
 
-
-@dataclass(frozen=True)
-class Questions:
-    """What a method is asked.
-
-    numbers: the place of each prompt in its split, which only an oracle understands.
-    budgets: forward passes that each prompt may cost; None sets no limit.
-    """
-
-    task: str
-    numbers: Sequence[int]
-    prompts: Sequence[Prompt]
-    budgets: Sequence[int] | None = None
-
-
-@dataclass(frozen=True, kw_only=True)
-class Attempt:
-    """One answer, before anyone has checked it.
-
-    finished: it ended by itself; an unfinished text is never right. value: of the whole text.
-    others: finished texts that were passed over. evaluations: forward passes, each of one token
-    through one network.
-    """
-
-    completion: str
-    finished: bool
-    value: float
-    others: tuple[str, ...] = ()
-    num_samples: int = 1
-    evaluations: int
-
-
-@dataclass(frozen=True)
-class Player:
-    """A model that is ready to answer; `num_networks` read every token of it."""
-
-    model: LanguageModel
-    params: Params
-    tokenizer: Tokenizer
-    tokenizer_name: str
-    num_networks: int = 1
-
-    def values(self, texts: Sequence[Tokens], width: int) -> list[float]:
-        """What the value head says at the end of each text of up to `width` tokens."""
-        values: list[float] = []
-        for start in range(0, len(texts), SAMPLES_AT_ONCE):
-            rows = texts[start : start + SAMPLES_AT_ONCE]
-            tokens = np.zeros((SAMPLES_AT_ONCE, width), np.int32)
-            lengths = np.ones(SAMPLES_AT_ONCE, np.int32)
-            for row, ids in enumerate(rows):
-                tokens[row, : len(ids)], lengths[row] = ids, len(ids)
-            at_end = _values_at_end(self.model, self.params, tokens, lengths)
-            values += np.asarray(at_end)[: len(rows)].astype(float).tolist()
-        return values
-
-    def attempts(
-        self,
-        prompts: Sequence[list[int]],
-        completions: Sequence[Tokens],
-        tokens_read: Sequence[int],
-        max_completion_tokens: int,
-    ) -> list[Attempt]:
-        """One completion per prompt as attempts; their values are for the reader only."""
-        texts = [(*prompt, *ids) for prompt, ids in zip(prompts, completions, strict=True)]
-        values = self.values(texts, max(map(len, prompts)) + max_completion_tokens)
-        return [
-            Attempt(
-                completion=self.tokenizer.decode(ids),
-                finished=ids[-1:] == (self.tokenizer.eos_id,),
-                value=value,
-                evaluations=self.num_networks * int(count),
-            )
-            for ids, value, count in zip(completions, values, tokens_read, strict=True)
-        ]
-
-
-@functools.partial(jax.jit, static_argnums=0)
-def _values_at_end(model, params, tokens, lengths):
-    return model.outputs(params, tokens).at(lengths - 1).value
-
-
-@dataclass(frozen=True, kw_only=True)
-class Method:
-    """What all methods have; `play(player, questions) -> attempts` is what each one adds."""
-
-    split: str = "test"
-    """Which problems are asked."""
-    limit: int | None = None
-    """Only the first so many of them; None asks all."""
-    model: ModelRole = "trained"
-    """Who answers: the "trained" model, the "base" model, or the base model's next token with the
-    trained model's value ("base_prior")."""
-    label: str = ""
-    """Name of the method, where the automatic one is taken (a-z, 0-9 and -)."""
-
-    def __post_init__(self):
-        if self.limit is not None and self.limit < 1:
-            raise ConfigError(f"an evaluation asks at least one problem; got limit={self.limit}.")
-        if not re.fullmatch(r"[a-z0-9-]*", self.label):
-            raise ConfigError(f"a label is made of a-z, 0-9 and -; got {self.label!r}. Rename it.")
-
-    @property
-    def name(self) -> str:
-        """Names the file of its answers; unlike every other of the same split."""
-        role = "" if self.model == "trained" else f"-{self.model.replace('_', '-')}"
-        return self.label or self._kind + role
-
-    @property
-    def title(self) -> str:
-        """What the report calls it; searches of different size share a title."""
-        return self._family + MODEL_TITLES[self.model]
-
-    @property
-    def _kind(self) -> str:
-        return self._family
-
-    _family: ClassVar[str]
-
-    def play(self, player: Player, questions: Questions) -> list[Attempt]:
-        raise NotImplementedError
+TOKENS_AT_ONCE = 2**16  # that the texts of a beam search have room for
 
 
 @dataclass(frozen=True, kw_only=True)
 class Greedy(Method):
     """The likeliest token, again and again: what the model says without thinking."""
 
-    max_completion_tokens: int = 32
+    max_completion_tokens: int = MAX_COMPLETION_TOKENS
     """A longer text is a failure."""
 
     _family: ClassVar[str] = "greedy"
@@ -179,108 +65,111 @@ class Greedy(Method):
 
 
 @dataclass(frozen=True, kw_only=True)
-class BestOfN(Method):
-    """Sampled texts, of which the value head chooses one: what thinking in parallel gives.
+class Beam(Matched):
+    """Beam search over actions, which keeps the texts of the highest value (`search.beam`).
 
-    For each problem samples are drawn as long as they cost no more forward passes than the search
-    `match` spent on that very problem. The prompt counts once, as if all samples shared its cache.
+    With a budget, the widest beam that fits into it, problem by problem: widths 1, 2, 3, 4, 6, 8,
+    12, ... up to `width` are tried until one does not fit or costs no more than the one before,
+    which then had left nothing out. The last one that fits is the answer and its cost, or else the
+    first one. (Time is measured of all of them.)
     """
 
-    match: str = "search-50"
-    """Name of the search, earlier in the list and on the same split, whose cost is its budget."""
-    temperature: float = 1.0
-    """Of the sampling."""
-    min_p: float | None = None
-    """Tokens less likely than this share of the likeliest one are never drawn (after the
-    temperature); a floor like the search's `min_probability`."""
-    max_completion_tokens: int = 32
-    """A longer text is a failure."""
-    seed: int = 0
-    """Decides the samples."""
+    action: token_model.ActionConfig = token_model.ActionConfig()
+    """What one action is; every text is followed by all of its candidates."""
+    width: int = 4
+    """b, texts that are kept after every move (with a budget: at most)."""
+    max_moves: int = 3
+    """Moves after which a game is over, finished or not."""
 
-    _family: ClassVar[str] = "best-of-n, value-chosen"
+    _family: ClassVar[str] = "beam, value-chosen"
 
     def __post_init__(self):
         super().__post_init__()
-        floor = 1.0 if self.min_p is None else self.min_p
-        if not 0 <= self.temperature < math.inf or not 0 < floor <= 1:
+        if min(self.width, self.max_moves) < 1:
             raise ConfigError(
-                "best of n samples at a temperature of 0 or more, with min_p in (0, 1] or None; "
-                f"got {self.temperature=}, {self.min_p=}."
+                "a beam keeps at least one text for at least one move; got "
+                f"{self.width=}, {self.max_moves=}."
             )
-
-    @property
-    def title(self) -> str:
-        return super().title + self._floor
-
-    @property
-    def title_of_any(self) -> str:
-        """What the report calls it when the checker chooses among the samples."""
-        return "best-of-n, checker-chosen (pass@n)" + MODEL_TITLES[self.model] + self._floor
-
-    @property
-    def _floor(self) -> str:
-        return "" if self.min_p is None else f", min_p {self.min_p:g}"
 
     @property
     def _kind(self) -> str:
-        return f"best-of-n-{self.match}" + self._floor.translate(str.maketrans(" _.", "---", ","))
+        return f"beam-{self.width}" + ("" if self.match is None else f"-{self.match}")
+
+    @property
+    def _widths(self) -> Sequence[int]:
+        if self.match is None:
+            return (self.width,)
+        steps = (start << n for n in range(self.width.bit_length()) for start in (2, 3))
+        return sorted({1, self.width, *(width for width in steps if width < self.width)})
 
     def play(self, player: Player, questions: Questions) -> list[Attempt]:
-        if questions.budgets is None:
-            raise ValueError(
-                "best of n needs to know how many tokens it may spend; got no budgets."
-            )
+        model = token_model.for_tokenizer(player.model, self.action, player.tokenizer)
+        prompts = [player.tokenizer.encode(prompt.text) for prompt in questions.prompts]
+        budgets = self.budgets(questions)
+        attempts: dict[int, Attempt] = {}
+        rows = list(range(len(prompts)))  # for which a wider beam may fit
+        for width in self._widths:
+            asked = [prompts[row] for row in rows]
+            tried = self._answer(player, model, asked, width, at_once=len(prompts))
+            for row, attempt in zip(tuple(rows), tried, strict=True):
+                narrower, cost = attempts.get(row), attempt.evaluations
+                if narrower is None or cost <= budgets[row]:
+                    attempts[row] = attempt
+                if cost > budgets[row] or (narrower and cost <= narrower.evaluations):
+                    rows.remove(row)
+            if not rows:
+                break
+        return [attempts[row] for row in range(len(prompts))]
 
-        def answer(prompt: Prompt, number: int, budget: int) -> Attempt:
-            samples = self._draw(player, prompt, number, budget)
-            return self._choose(player, player.tokenizer.encode(prompt.text), samples)
-
-        # Side by side, as training games are: one batch of samples leaves a processor idle.
-        with concurrent.futures.ThreadPoolExecutor(PROBLEMS_AT_ONCE) as pool:
-            return list(pool.map(answer, questions.prompts, questions.numbers, questions.budgets))
-
-    def _draw(self, player: Player, prompt: Prompt, number: int, budget: int) -> list[Tokens]:
-        """Samples of one prompt, at least one, that together fit into the budget."""
-        rng_key = jax.random.fold_in(jax.random.key(self.seed), number)
-        left = budget // player.num_networks - len(player.tokenizer.encode(prompt.text))
-        samples: list[Tokens] = []
-        for chunk in itertools.count():
-            drawn = generate.generate_texts(
-                player.model,
+    def _answer(
+        self,
+        player: Player,
+        model: token_model.TokenModel,
+        prompts: Sequence[list[int]],
+        width: int,
+        *,
+        at_once: int,
+    ) -> list[Attempt]:
+        """One beam per prompt, several at once: the same number for any number of prompts."""
+        capacity = 1 << (width - 1).bit_length()  # widths in between share a program
+        num_texts = capacity * self.action.num_candidates
+        size = max(1, TOKENS_AT_ONCE // (num_texts * self.action.max_completion_tokens))
+        size = min(size, at_once)
+        attempts: list[Attempt] = []
+        for start in range(0, len(prompts), size):
+            some = prompts[start : start + size]
+            filled = [*some, *[some[0]] * (size - len(some))]
+            tokens, lengths = generate.right_padded(filled)
+            found = beam.search(
+                model,
                 player.params,
-                player.tokenizer,
-                [prompt.text] * SAMPLES_AT_ONCE,
-                max_new_tokens=self.max_completion_tokens,
-                rng_key=jax.random.fold_in(rng_key, chunk),
-                temperature=self.temperature,
-                min_p=self.min_p,
-                batch_size=SAMPLES_AT_ONCE,
+                tokens,
+                lengths,
+                np.full(size, width, np.int32),
+                capacity=capacity,
+                max_moves=self.max_moves,
             )
-            for completion in drawn:
-                left -= len(completion.tokens)
-                if left < 0 and samples:
-                    return samples
-                samples.append(completion.tokens)
-        raise AssertionError("unreachable")
+            found = jax.device_get(found)
+            attempts += [_best_of_beam(player, found, row) for row in range(len(some))]
+        return attempts
 
-    def _choose(self, player: Player, prompt: list[int], samples: list[Tokens]) -> Attempt:
-        """The finished sample of the highest value; the first sample if none is finished."""
-        eos_id = player.tokenizer.eos_id
-        finished = list(dict.fromkeys(ids for ids in samples if ids[-1] == eos_id))
-        candidates = finished or samples[:1]
-        width = len(prompt) + self.max_completion_tokens
-        values = player.values([(*prompt, *ids) for ids in candidates], width)
-        best = int(np.argmax(values))
-        others = (ids for n, ids in enumerate(candidates) if n != best)
-        return Attempt(
-            completion=player.tokenizer.decode(candidates[best]),
-            finished=bool(finished),
-            value=values[best],
-            others=tuple(map(player.tokenizer.decode, others)),
-            num_samples=len(samples),
-            evaluations=player.num_networks * (len(prompt) + sum(map(len, samples))),
-        )
+
+def _best_of_beam(player: Player, found: beam.Beam, row: int) -> Attempt:
+    """The ended text of the highest value, which is the first one; the others are passed over."""
+    num_texts = int(np.isfinite(found.value[row]).sum())
+    texts = [
+        player.tokenizer.decode(found.tokens[row, n, : found.lengths[row, n]].tolist())
+        for n in range(num_texts)
+    ]
+    ended = found.ended[row].tolist()
+    return Attempt(
+        completion=texts[0],
+        finished=ended[0],
+        value=float(found.value[row, 0]),
+        others=tuple(text for text, has_ended in zip(texts[1:], ended[1:]) if has_ended),
+        num_samples=num_texts,
+        evaluations=player.num_networks * int(found.evaluations[row]),
+    )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -339,4 +228,4 @@ class Search(Method):
         )
 
 
-AnyMethod = Greedy | BestOfN | Search
+AnyMethod = Greedy | BestOfN | Beam | Search

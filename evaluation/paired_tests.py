@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 from evaluation import report, statistics
-from evaluation.methods import BestOfN, Greedy, Method
+from evaluation.methods import Greedy, Matched, Method
 
 Place = tuple[str, str]  # split and name of a method
 
@@ -12,12 +12,12 @@ Place = tuple[str, str]  # split and name of a method
 def compared_pairs(methods: Sequence[Method]) -> list[tuple[Place, Place]]:
     """The pairs that are tested.
 
-    Each search that best of n matches, against that and against greedy decoding; and what the base
-    model does (or its prior), against the same done by the trained model.
+    Each search that another method matches, against that and against greedy decoding; and what the
+    base model does (or its prior), against the same done by the trained model.
     """
     pairs: list[tuple[Method, Method]] = []
     for method in methods:
-        if isinstance(method, BestOfN):
+        if isinstance(method, Matched) and method.match is not None:
             place = (method.split, method.match)
             (search,) = (other for other in methods if (other.split, other.name) == place)
             asked = (search.split, search.limit, search.model)
@@ -35,7 +35,7 @@ def compared_pairs(methods: Sequence[Method]) -> list[tuple[Place, Place]]:
 
 
 def compare(
-    first: report.Row, second: report.Row, first_right: Sequence[bool], second_right: Sequence[bool]
+    first: report.Row, first_right: Sequence[bool], second: report.Row, second_right: Sequence[bool]
 ) -> report.Comparison:
     """Exact McNemar test between two methods, from whether each answer was right."""
     both = list(zip(first_right, second_right, strict=True))

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 # Okabe and Ito's colours, told apart with every kind of colour vision; each has its own marker too.
 STYLES = (
     ("#0072B2", "o"), ("#D55E00", "s"), ("#009E73", "^"), ("#CC79A7", "D"), ("#7F7F7F", "v"),
-    ("#E69F00", "P"), ("#56B4E9", "X"),
+    ("#E69F00", "P"), ("#56B4E9", "X"), ("#332288", "<"), ("#882255", ">"), ("#666633", "*"),
 )  # fmt: skip
 LABEL_HEIGHT = 0.06  # in accuracy
 
@@ -25,8 +25,9 @@ LABEL_HEIGHT = 0.06  # in accuracy
 def accuracy(rows: Sequence["Row"], path: Path) -> None:
     """Draws the accuracies of the first task, with 95% intervals, in three panels.
 
-    Left: searches of several sizes by simulations per move; dashed: methods without a search.
-    Middle: the same by what the model reads. Right: all searches of one size, on every split:
+    Left: searches of several sizes by simulations per move; dashed: methods that have one size.
+    Middle: everything by what the model reads, a line per method; dotted: chosen by the checker.
+    Right: all searches of one size, on every split:
     oracle and value switched on and off, and the controls.
     """
     first = rows[0]
@@ -50,13 +51,15 @@ def accuracy(rows: Sequence["Row"], path: Path) -> None:
         group.sort(key=lambda row: row.forward_passes_per_problem)
         scores = [row.score for row in group]
         look = {"color": color, "marker": marker, "markersize": 8, "capsize": 3, "linewidth": 2}
+        look["elinewidth"] = 1.2
         costs = [row.forward_passes_per_problem for row in group]
-        middle.errorbar(costs, scores, _errors(group), clip_on=False, **look)
+        line = "dotted" if group[0].use_oracle else "solid"
+        middle.errorbar(costs, scores, _errors(group), linestyle=line, clip_on=False, **look)
         labels.append((costs[-1], scores[-1], series, color))
         if series in several:
             sizes = [row.simulations for row in group]
             left.errorbar(sizes, scores, _errors(group), clip_on=False, **look)
-        else:
+        elif len(group) == 1:
             left.axhline(scores[-1], color=color, linestyle=(0, (4, 3)), linewidth=1.5)
     _dress_by_size(left, sorted(set(_sizes([row for row in main if row.series in several]))))
     _dress_by_cost(middle, labels)
@@ -113,18 +116,24 @@ def _dress_by_size(axes, simulations: Sequence[int]) -> None:
 
 
 def _dress_by_cost(axes, labels: Sequence[tuple[float, float, str, str]]) -> None:
-    """Every series is named beside its last point, without overlap."""
+    """Every series is named beside its last point, or in a column right of all, without overlap."""
     _dress(axes, "y")
     axes.set_xlabel("forward passes per problem (tokens the model reads)")
     axes.set_xscale("log")
     low, high = axes.get_xlim()
     axes.set_xlim(low, high * (high / low) ** 0.45)  # room for the names
+    column = max(x for x, *_ in labels)
     heights = spread([score for _, score, _, _ in labels])
-    for (x, _, name, color), height in zip(labels, heights):
+    for (x, score, name, color), height in zip(labels, heights):
+        place = column if x * 10 > column else x
         axes.annotate(
-            name, (x, height), xytext=(10, 0), textcoords="offset points", va="center",
+            name, (x, score), xytext=(place * 1.25, height), va="center",
             color=color, fontsize=11, annotation_clip=False,
             bbox={"facecolor": "white", "edgecolor": "none", "alpha": 0.8, "pad": 1},
+            arrowprops={
+                "arrowstyle": "-", "color": color, "linewidth": 0.8, "relpos": (0, 0.5),
+                "shrinkA": 0, "shrinkB": 6,
+            },
         )  # fmt: skip
 
 

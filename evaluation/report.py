@@ -177,6 +177,7 @@ COLUMNS: Columns = {  # title -> cell; also the order
     "method": lambda row: row.method,
     "split": lambda row: row.split,
     "simulations": lambda row: _simulations(row),
+    "texts": lambda row: _num_texts(row),
     "oracle": lambda row: "yes" if row.use_oracle else "",
     "value": lambda row: "yes" if row.use_value else "",
     "score": lambda row: _score(row),
@@ -189,6 +190,7 @@ TERMINAL_COLUMNS: Columns = {
     "method": lambda row: row.series,
     "split": lambda row: row.split,
     "sims": lambda row: _simulations(row),
+    "texts": lambda row: _num_texts(row),
     "score": lambda row: f"{_score(row)} ({_interval(row)})",
     "n": lambda row: str(row.n),
     "passes": lambda row: f"{row.forward_passes_per_problem:,.0f}",
@@ -221,7 +223,9 @@ def to_markdown(report: Report) -> str:
         *_markdown_table(columns, cells),
         "",
         f"{per_move}orward passes (tokens read by the model) and seconds per problem, without "
-        "compilation.",
+        "compilation."
+        + " Texts: samples, or what a beam keeps, on average."
+        * ("texts" in columns),
     ]
     if report.comparisons:
         cells = [
@@ -299,6 +303,9 @@ def _table(report: Report, columns: Columns) -> tuple[list[str], list[list[str]]
     if all(row.simulations is None for row in report.rows):
         columns = {name: cell for name, cell in columns.items() if name not in OF_SEARCH}
     columns = extra | columns
+    named = {(row.task, row.stage, row.metric, row.split, row.name) for row in report.rows}
+    if len(named) == len(report.rows):  # the number of texts is needed to tell rows apart
+        columns = {name: cell for name, cell in columns.items() if name != "texts"}
     names = [_metric_title(report) if name == "score" else name for name in columns]
     return names, [[cell(row) for cell in columns.values()] for row in report.rows]
 
@@ -322,6 +329,11 @@ def _simulations(row: Row) -> str:
     if isinstance(row.simulations, tuple):
         return ", ".join(map(str, row.simulations))
     return "" if row.simulations is None else str(row.simulations)
+
+
+def _num_texts(row: Row) -> str:
+    number = row.settings.get("num_samples", 1)
+    return "" if number == 1 else f"{number:.0f}" if number >= 10 else f"{number:.1f}"
 
 
 def _numbers(numbers: Sequence[int]) -> str:

@@ -11,27 +11,31 @@ import dataclasses
 import functools
 import itertools
 import json
+import math
 import os
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import rich
 
 from data import problems, tokenizer
 from evaluation import paired_tests, report, statistics
 from evaluation.methods import (
-    PROBLEMS_AT_ONCE,
     AnyMethod,
     Attempt,
+    Beam,
     BestOfN,
     Greedy,
+    Matched,
     Method,
     Player,
     Questions,
     Search,
 )
+from evaluation.sampling import PROBLEMS_AT_ONCE, Choice
 from models.language_model import LanguageModel
 from models.paired import PairedModel
 from train import checkpoints, config_json
@@ -69,13 +73,14 @@ class EvaluationConfig:
                     f"every method of a split has its own name; {method.name!r} is twice in split "
                     f"{method.split!r}. Set the label of one."
                 )
-            if isinstance(method, BestOfN):
+            if isinstance(method, Matched) and method.match is not None:
                 matched = known.get((method.split, method.match))
                 if not isinstance(matched, Search) or matched.limit != method.limit:
                     searches = [name for _, name in known if name.startswith("search")]
                     raise ConfigError(
-                        "best of n matches an earlier search of the same split and limit; got "
-                        f"match={method.match!r} after {searches}. Correct it, or add the search."
+                        f"{method.name!r} matches an earlier search of the same split and limit; "
+                        f"got match={method.match!r} after {searches}. Correct it, or add the "
+                        "search."
                     )
             if method.model != "trained" and self.base_checkpoint is None:
                 raise ConfigError(
@@ -91,6 +96,9 @@ class Answer:
 
     solved_by_any: the answer or a text that was passed over is right (pass@n).
     evaluations: forward passes. seconds: share of its batch; None in a batch that compiled.
+
+    Of samples alone, else None: voted_correct: the text chosen by a vote is right.
+    share_correct: of all samples. evaluations_of_one: of the prompt and one sample, on average.
     """
 
     id: str
@@ -102,6 +110,9 @@ class Answer:
     seconds: float | None
     num_samples: int
     solved_by_any: bool
+    voted_correct: bool | None = None
+    share_correct: float | None = None
+    evaluations_of_one: float | None = None
 
 
 def run(config: EvaluationConfig, run_folder: Path, /, *, resume: bool, stop) -> Path:
@@ -116,10 +127,10 @@ def run(config: EvaluationConfig, run_folder: Path, /, *, resume: bool, stop) ->
     comparisons: list[report.Comparison] = []
     for task in config.tasks:
         answers: dict[tuple[str, str], list[Answer]] = {}
-        first_rows: dict[tuple[str, str], report.Row] = {}
+        tested: dict[tuple[str, str], list[Tested]] = {}
         for method in config.methods:
             budgets = None
-            if isinstance(method, BestOfN):
+            if isinstance(method, Matched) and method.match is not None:
                 budgets = [a.evaluations for a in answers[method.split, method.match]]
             answers[method.split, method.name] = answer_all(
                 method,
@@ -135,15 +146,13 @@ def run(config: EvaluationConfig, run_folder: Path, /, *, resume: bool, stop) ->
             for row in new_rows:
                 rich.print(report.one_line(row))
             rows += new_rows
-            first_rows[method.split, method.name] = new_rows[0]
-        comparisons += [
-            paired_tests.compare(
-                first_rows[first],
-                first_rows[second],
-                [answer.correct for answer in answers[first]],
-                [answer.correct for answer in answers[second]],
+            tested[method.split, method.name] = rows_tested(
+                method, answers[method.split, method.name], new_rows
             )
+        comparisons += [
+            paired_tests.compare(*one, *other)
             for first, second in paired_tests.compared_pairs(config.methods)
+            for one, other in zip(itertools.cycle(tested[first]), tested[second])
         ]
     return report.write(run_folder / "report", report.make(rows, run_folder, comparisons))
 
@@ -251,58 +260,110 @@ def refuse_other_problems(
 
 def check(problem: problems.Problem, attempt: Attempt, seconds: float | None) -> Answer:
     """Asks the checker: the only place where an attempt meets the right answer."""
-    correct = attempt.finished and problem.verify(attempt.completion)
-    return Answer(
+    texts = (attempt.completion, *attempt.others)
+    right = [attempt.finished and problem.verify(texts[0]), *map(problem.verify, texts[1:])]
+    answer = Answer(
         id=problem.prompt.id,
         prompt=problem.prompt.text,
         completion=attempt.completion,
-        correct=correct,
+        correct=right[0],
         value=round(attempt.value, 6),
         evaluations=attempt.evaluations,
         seconds=seconds,
         num_samples=attempt.num_samples,
-        solved_by_any=correct or any(map(problem.verify, attempt.others)),
+        solved_by_any=any(right),
+    )
+    if not attempt.counts:
+        return answer
+    num_right = sum(itertools.compress(attempt.counts, right))
+    return dataclasses.replace(
+        answer,
+        voted_correct=attempt.voted is not None and right[texts.index(attempt.voted)],
+        share_correct=num_right / attempt.num_samples,
+        evaluations_of_one=attempt.evaluations_of_one,
     )
 
 
 def make_rows(method: Method, answers: Sequence[Answer], task: str, stage: str) -> list[report.Row]:
-    """The rows of the report for one method: one, or two for best of n."""
+    """The rows of the report for one method: one, or of samples one for each way to choose."""
     seconds = [a.seconds for a in answers if a.seconds is not None]
-    n = len(answers)
     search = method.search if isinstance(method, Search) else None
-    settings = config_json.encode(method) | {"num_samples": sum(a.num_samples for a in answers) / n}
 
-    def row(title: str, num_right: int, *, use_oracle: bool, use_value: bool) -> report.Row:
+    def row(right: Sequence[float], **fields) -> report.Row:
+        """right: of each problem, or the share of its samples: then the interval is a wide one."""
+        n, num_right = len(right), min(len(right), math.fsum(right))
         low, high = statistics.wilson_interval(num_right, n)
+        whole: dict[str, Any] = {
+            "method": method.title,
+            "use_oracle": search is not None and search.use_oracle,
+            "use_value": isinstance(method, Beam) or (search is not None and search.use_value),
+            "forward_passes_per_problem": _mean([a.evaluations for a in answers]),
+            "seconds_per_problem": _mean(seconds) if seconds else None,
+            "num_samples": _mean([a.num_samples for a in answers]),
+        } | fields
+        settings = config_json.encode(method) | {"num_samples": whole.pop("num_samples")}
         return report.Row(
             task=task,
             split=method.split,
             stage=stage,
-            method=title,
             metric="accuracy",
             score=num_right / n,
             low=low,
             high=high,
             n=n,
             simulations=None if search is None else search.num_simulations,
-            use_oracle=use_oracle,
-            use_value=use_value,
-            forward_passes_per_problem=sum(a.evaluations for a in answers) / n,
-            seconds_per_problem=sum(seconds) / len(seconds) if seconds else None,
             settings=settings,
+            **whole,
         )
 
-    num_right, num_any = (
-        sum(getattr(a, field) for a in answers) for field in ("correct", "solved_by_any")
-    )
-    if isinstance(method, BestOfN):
-        return [
-            row(method.title, num_right, use_oracle=False, use_value=True),
-            row(method.title_of_any, num_any, use_oracle=True, use_value=False),
-        ]
-    uses_value = search is not None and search.use_value
-    uses_oracle = search is not None and search.use_oracle
-    return [row(method.title, num_right, use_oracle=uses_oracle, use_value=uses_value)]
+    if not isinstance(method, BestOfN):
+        return [row([a.correct for a in answers])]
+    rows = []
+    for choice in method.choices:
+        fields: dict[str, Any] = {"method": method.title_of(choice)}
+        if choice == "chance":
+            passes = _mean(_of_samples(answers, "evaluations_of_one"))
+            fields |= {"forward_passes_per_problem": passes, "seconds_per_problem": None}
+            fields |= {"num_samples": 1.0}
+        right = _of_samples(answers, RIGHT_BY[choice])
+        is_value, is_checker = choice == "value", choice == "checker"
+        rows.append(row(right, use_value=is_value, use_oracle=is_checker, **fields))
+    return rows
+
+
+RIGHT_BY: dict[Choice, str] = {  # the field of an answer
+    "value": "correct",
+    "checker": "solved_by_any",
+    "majority": "voted_correct",
+    "chance": "share_correct",
+}
+Tested = tuple[report.Row, list[bool]]
+
+
+def rows_tested(
+    method: Method, answers: Sequence[Answer], rows: Sequence[report.Row]
+) -> list[Tested]:
+    """The rows that paired tests compare, and whether each problem is right there.
+
+    Of samples those that a checker or chance chose have no test.
+    """
+    if not isinstance(method, BestOfN):
+        return [(rows[0], [a.correct for a in answers])]
+    return [
+        (row, [right == 1 for right in _of_samples(answers, RIGHT_BY[choice])])
+        for row, choice in zip(rows, method.choices, strict=True)
+        if choice in ("value", "majority")
+    ]
+
+
+def _mean(numbers: Sequence[float]) -> float:
+    return math.fsum(numbers) / len(numbers)
+
+
+def _of_samples(answers: Sequence[Answer], field: str) -> list[float]:
+    numbers = [getattr(answer, field) for answer in answers]
+    assert None not in numbers, f"these answers were chosen among samples, so they have a {field}"
+    return numbers
 
 
 def read_answers(path: Path) -> list[Answer]:

@@ -225,6 +225,18 @@ def _generate(
     return generated
 
 
+def right_padded(
+    prompts: Sequence[Sequence[int]],
+) -> tuple[Int[np.ndarray, "B T"], Int[np.ndarray, "B"]]:
+    """Prompts as rows, and their lengths; T is a power of two, so that few shapes are compiled."""
+    lengths = np.array([len(prompt) for prompt in prompts], np.int32)
+    width = max(16, 1 << (int(lengths.max()) - 1).bit_length())
+    tokens = np.zeros((len(prompts), width), np.int32)
+    for row, prompt in enumerate(prompts):
+        tokens[row, : len(prompt)] = prompt
+    return tokens, lengths
+
+
 def generate_texts(
     model: CachedModel,
     params: Params,
@@ -259,15 +271,12 @@ def generate_texts(
     for start in range(0, len(prompts), batch_size):
         rows = by_length[start : start + batch_size]
         padded_rows = rows + [rows[-1]] * (batch_size - len(rows))  # copies end with the original
-        width = max(16, 1 << (len(prompts[rows[-1]]) - 1).bit_length())
-        tokens = np.zeros((batch_size, width), np.int32)
-        for row, n in enumerate(padded_rows):
-            tokens[row, : len(prompts[n])] = prompts[n]
+        tokens, lengths = right_padded([prompts[n] for n in padded_rows])
         generated = generate(
             model,
             params,
             jnp.asarray(tokens),
-            jnp.asarray([len(prompts[n]) for n in padded_rows], jnp.int32),
+            jnp.asarray(lengths),
             max_new_tokens=max_new_tokens,
             rng_key=row_keys[jnp.asarray(padded_rows)],
             temperature=temperature,

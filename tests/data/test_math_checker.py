@@ -57,6 +57,43 @@ def test_verdicts_by_hand(gold, answer, is_right):
     assert math_checker.check(gold, text) == is_right
 
 
+@pytest.mark.parametrize(
+    ("first", "second", "is_equal"),
+    [
+        ("\\frac12", "0.5", True),
+        ("\\dfrac{1}{2}", "\\frac{2}{4}", True),
+        ("1 \\frac34", "\\frac{7}{4}", True),
+        ("10{,}000", "10000", True),
+        ("\\$18.90", "18.9", True),
+        ("x + 1", "x+1", True),
+        ("\\text{Evelyn}", "\\text{Evelyn}", True),
+        ("3i", "3", False),
+        ("2x", "2", False),
+        ("5!", "5", False),
+        ("5\\%", "5", False),
+        ("12_3", "12", False),
+        ("90^\\circ", "90", False),
+        ("3,5", "35", False),
+        ("-3", "3", False),
+        ("(2,3)", "(3,2)", False),
+    ],
+)
+def test_answers_with_equal_keys_are_equal(first, second, is_equal):
+    keys = [
+        math_checker.answer_key(f"so \\boxed{{1}} or $\\boxed{{{x}}}$.") for x in (first, second)
+    ]
+    assert None not in keys and (keys[0] == keys[1]) == is_equal
+    if is_equal:
+        assert math_checker.check(first, f"\\boxed{{{second}}}")
+
+
+@pytest.mark.parametrize(
+    "text", ["", "5", "\\boxed{}", "\\boxed{ }", "\\boxed{5", None, "5" * 10**6]
+)
+def test_a_text_without_an_answer_has_no_key(text):
+    assert math_checker.answer_key(text) is None
+
+
 def test_only_the_last_box_is_read():
     assert math_checker.check("5", "\\boxed{4} \\boxed{5}")
     assert not math_checker.check("5", "\\boxed{5} \\boxed{4}")

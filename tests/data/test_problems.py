@@ -1,5 +1,6 @@
 import dataclasses
 import pickle
+from fractions import Fraction
 
 import pytest
 
@@ -40,3 +41,26 @@ def test_unknown_names_are_refused():
         problems.load_problems("game25", "train")
     with pytest.raises(DataError, match="split"):
         problems.load_problems("game24", "dev")
+
+
+def test_every_problem_set_says_what_the_same_answer_is():
+    assert problems._ANSWER_KEYS.keys() == problems._BY_NAME.keys()
+    assert problems.answer_key("game24")("4 + 5 = 9") == "4 + 5 = 9"
+    assert problems.answer_key("game24")("") is None
+    strict, flexible = map(problems.answer_key, ("gsm8k", "gsm8k_flexible"))
+    assert strict("so 9.\n#### 18.00") == strict("#### $18") == 18
+    assert strict("so 18") is None and flexible("so 18") == 18
+    assert problems.answer_key("grade_school")("#### 7") == 7
+    assert problems.answer_key("math500")("\\boxed{0.5}") == Fraction(1, 2)
+    with pytest.raises(DataError, match="Did you mean 'game24'"):
+        problems.answer_key("game25")
+
+
+def test_right_answers_of_a_problem_have_one_key():
+    """And no wrong one has it: what the checker accepts is what is voted for."""
+    key = problems.answer_key("grade_school_short")
+    for problem in problems.load_problems("grade_school_short", "validation")[:20]:
+        gold = int(problem.checker.args[0])
+        texts = [f"#### {gold}", f"1 + 1 = 2\n#### {gold}.00", f"#### ${gold}", f"#### {gold + 1}"]
+        keys = [key(text) for text in texts]
+        assert [each == keys[0] for each in keys] == [problem.verify(text) for text in texts]

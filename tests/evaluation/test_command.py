@@ -1,9 +1,10 @@
+import dataclasses
 import shutil
 
 import pytest
 
 from evaluation import __main__ as command
-from evaluation.methods import Search
+from evaluation.methods import Beam, BestOfN, Greedy, Search
 from train.errors import ConfigError, DataError
 
 
@@ -19,6 +20,43 @@ def test_options_become_the_standard_table():
     ablated = command.make_config("runs/x", command.Options(ablation=True))
     oracles = [m for m in ablated.methods if isinstance(m, Search) and m.search.use_oracle]
     assert {method.split for method in oracles} == {"test", "train"}
+
+
+def test_greedy_decoding_can_be_measured_alone():
+    options = command.Options(table="greedy", max_completion_tokens=300, limit=5)
+    (only,) = command.make_config("runs/x", options).methods
+    assert only == Greedy(limit=5, max_completion_tokens=300)
+    both = command.make_config("runs/x", dataclasses.replace(options, baseline="runs/base"))
+    assert [method.name for method in both.methods] == ["greedy", "greedy-base"]
+
+
+@pytest.mark.parametrize("longest", [None, 300])
+def test_one_option_says_how_long_every_text_may_be(longest):
+    options = command.Options(
+        table="curves", max_completion_tokens=longest, baseline="runs/base", ablation=True
+    )
+    for method in command.make_config("runs/x", options).methods:
+        match method:
+            case Search():
+                found = method.search.action.max_completion_tokens
+            case Beam():
+                found = method.action.max_completion_tokens
+            case _:
+                found = method.max_completion_tokens
+        assert found == (longest or options.search.action.max_completion_tokens)
+
+
+def test_curves_match_every_search():
+    config = command.make_config("runs/x", command.Options(table="curves", simulations=(8, 32)))
+    names = [method.name for method in config.methods]
+    assert names == [
+        "greedy", "search-8", "search-32", "search-50", "beam-1", "best-of-n-search-8",
+        "beam-64-search-8", "best-of-n-search-32", "beam-64-search-32", "best-of-n-search-50",
+        "beam-64-search-50", "best-of-n-search-50-min-p-0-05",
+    ]  # fmt: skip
+    sampled = [method for method in config.methods if isinstance(method, BestOfN)]
+    assert ["chance" in method.choices for method in sampled] == [False, False, True, False]
+    assert all("majority" in method.choices for method in sampled[:3])
 
 
 @pytest.mark.parametrize(

@@ -5,6 +5,7 @@ import itertools
 import json
 
 import pytest
+from matplotlib.axes import Axes
 
 from evaluation import collect, plots, report
 from train.errors import ConfigError, DataError
@@ -114,6 +115,56 @@ def test_markdown_shows_task_and_stage_only_where_they_differ():
     assert "stage" not in report.to_markdown(make_report(*ROWS))
     two = make_report(make_row(stage="round 1"), make_row(stage="round 2"))
     assert "| round 2 | search |" in report.to_markdown(two)
+
+
+def test_the_number_of_texts_is_shown_where_it_tells_rows_apart():
+    few, many = (
+        make_row(method="beam", simulations=None, settings={"num_samples": n}) for n in (3.25, 41.6)
+    )
+    other = make_row(method="best-of-n", simulations=None, settings={"num_samples": 58.1})
+    assert "texts" not in report.to_markdown(make_report(*ROWS, few, other))
+    lines = report.to_markdown(make_report(*ROWS, few, many, other)).splitlines()
+    assert lines[0].startswith("| method | split | simulations | texts | oracle |")
+    found = [line.split(" | ")[3] for line in lines if line.startswith("| be")]
+    assert found == ["3.2", "42", "58"]
+    assert "Texts: samples, or what a beam keeps, on average." in "".join(lines)
+    searched = [line for line in lines if line.startswith("| search ")]
+    assert all(line.split(" | ")[3] == "" for line in searched)
+
+
+def test_methods_of_several_costs_are_lines(tmp_path, monkeypatch):
+    """One line per method and one name, dotted where the checker chooses."""
+    drawn, names = [], []
+    errorbar, annotate = Axes.errorbar, Axes.annotate
+    monkeypatch.setattr(
+        Axes, "errorbar",
+        lambda self, x, y, *a, **k: drawn.append((x, y, k)) or errorbar(self, x, y, *a, **k),
+    )  # fmt: skip
+    monkeypatch.setattr(
+        Axes, "annotate",
+        lambda self, text, *a, **k: names.append((text, k)) or annotate(self, text, *a, **k),
+    )  # fmt: skip
+    searches = [
+        make_row(simulations=n, forward_passes_per_problem=20.0 * n, score=0.3 + n / 1000)
+        for n in (400, 50)
+    ]
+    sampled = [
+        make_row(
+            method=method, simulations=None, use_oracle=method == "pass@n", use_value=False,
+            forward_passes_per_problem=cost,
+        )
+        for method in ("majority", "pass@n") for cost in (8000.0, 1000.0)
+    ]  # fmt: skip
+    plots.accuracy([*ROWS[:1], *searches, *sampled], tmp_path / "plot.png")
+    lines = {(tuple(x), k["linestyle"]) for x, _, k in drawn if "linestyle" in k}
+    assert lines == {
+        ((30.0,), "solid"), ((1000.0, 8000.0), "solid"), ((1000.0, 8000.0), "dotted"),
+    }  # fmt: skip
+    assert sorted(text for text, _ in names) == ["greedy", "majority", "pass@n", "search"]
+    places = sorted(k["xytext"] for text, k in names if text != "greedy")
+    assert len({x for x, _ in places}) == 1
+    gaps = [b - a for (_, a), (_, b) in itertools.pairwise(places)]
+    assert min(gaps) >= plots.LABEL_HEIGHT - 1e-9
 
 
 def test_csv_holds_every_field():

@@ -122,13 +122,14 @@ def test_best_of_n_chooses_the_finished_text_of_the_highest_value(player):
     want = player.model.outputs(player.params, jnp.array([[*prompt, *texts[1]]])).value[0, -1]
     assert values[1] == pytest.approx(float(want), abs=1e-6)
     unfinished = tuple(TOKENIZER.encode("6 6"))
-    attempt = BestOfN()._choose(player, prompt, [unfinished, *texts, texts[0]])
+    answer_key = problems.answer_key("game24")
+    attempt = BestOfN()._choose(player, prompt, [unfinished, *texts, texts[0]], answer_key)
     best = int(np.argmax(values))
     assert attempt.finished and attempt.value == pytest.approx(max(values))
     assert attempt.completion == TOKENIZER.decode(texts[best])
     assert len(attempt.others) == 3 and TOKENIZER.decode(unfinished) not in attempt.others
     assert attempt.num_samples == 6
-    assert not BestOfN()._choose(player, prompt, [unfinished]).finished
+    assert not BestOfN()._choose(player, prompt, [unfinished], answer_key).finished
 
 
 def test_best_of_n_leaves_unlikely_tokens_out(player):
@@ -361,7 +362,7 @@ def test_a_comparison_counts_the_problems_that_only_one_gets_right():
     (row,) = run.make_rows(Search(), answers, "game24", "round 1")
     (other,) = run.make_rows(Greedy(), answers, "game24", "round 1")
     first, second = [True] * 7 + [False], [True, *[False] * 6, True]
-    found = paired_tests.compare(row, other, first, second)
+    found = paired_tests.compare(row, first, other, second)
     assert (found.first, found.second) == ("search, 50 simulations", "greedy")
     assert (found.only_first, found.only_second, found.n) == ((6,), (1,), 8)
     assert found.p_values == (0.125,)  # 2 (1 + 7) / 2^7
