@@ -28,6 +28,7 @@ def circle(
     learn_steps: Sequence[int],
     learn_optimizers: OptimizersConfig,
     methods: Sequence[AnyMethod],
+    new_problems: bool = False,
     base_seconds: float = 0.0,
     play_seconds: float = 0.0,
     learn_seconds_per_step: float = 0.0,
@@ -43,6 +44,8 @@ def circle(
       lessons: what is taken from records, and batch sizes; which records is set here.
       learn_steps: of every round, and so how many rounds there are.
       methods: what is measured at the end, on `play.problem_set`.
+      new_problems: every round plays the `play.limit` problems after those of the round before,
+        and not the same ones again.
       base_seconds: expected, as the next three are, for the time left that is shown.
     """
     stages = [Stage(name="base", command="train", config=base, expected_seconds=base_seconds)]
@@ -51,6 +54,7 @@ def circle(
         games = dataclasses.replace(
             play,
             checkpoint=model,
+            first=play.first + (n - 1) * (play.limit or 0) * new_problems,
             # The value head has learned nothing before the first round.
             search=dataclasses.replace(play.search, use_value=n > 1),
             seed=seed + n,

@@ -80,13 +80,15 @@ def _load_math500(split: str) -> list[Problem]:
     return loaded
 
 
-def _load_grade_school(name: str, max_steps: int, split: grade_school.Split) -> list[Problem]:
+def _load_grade_school(
+    name: str, max_steps: int, largest: int, split: grade_school.Split
+) -> list[Problem]:
     return [
         Problem(
             prompt=Prompt(id=f"{name}/{split}/{number}", split=split, text=problem.prompt),
             checker=functools.partial(gsm8k_checker.check, problem.gold),
         )
-        for number, problem in enumerate(grade_school.problem_set(split, max_steps))
+        for number, problem in enumerate(grade_school.problem_set(split, max_steps, largest))
     ]
 
 
@@ -103,10 +105,14 @@ def _chat(load: Callable[[str], list[Problem]], instruction: str, split: str) ->
 _load_strict_gsm8k = functools.partial(_load_gsm8k, "strict")
 _BY_NAME: dict[str, Callable[..., list[Problem]]] = {
     "game24": _load_game24,
-    "grade_school": functools.partial(_load_grade_school, "grade_school", grade_school.MAX_STEPS),
-    "grade_school_short": functools.partial(
-        _load_grade_school, "grade_school_short", grade_school.SHORT_STEPS
-    ),
+    **{
+        name: functools.partial(_load_grade_school, name, max_steps, largest)
+        for name, max_steps, largest in (
+            ("grade_school", grade_school.MAX_STEPS, grade_school.LARGEST),
+            ("grade_school_short", grade_school.SHORT_STEPS, grade_school.LARGEST),
+            ("grade_school_small", grade_school.SHORT_STEPS, grade_school.SMALL),
+        )
+    },
     "gsm8k": _load_strict_gsm8k,
     "gsm8k_chat": functools.partial(_chat, _load_strict_gsm8k, prompts.GSM8K_INSTRUCTION),
     "gsm8k_few_shot": functools.partial(_few_shot, _load_strict_gsm8k, prompts.GSM8K_EXAMPLES),
@@ -121,9 +127,9 @@ def load_problems(name: str, split: str) -> list[Problem]:
     """All problems of a split, in a fixed order.
 
     Args:
-      name: "game24", "grade_school" (2 to 6 steps), "grade_school_short" (2 or 3), "gsm8k" (the
-        answer stands after `####` or in a box), "gsm8k_flexible" (it is the last number) or
-        "math500"; "gsm8k_few_shot", "gsm8k_chat", "math500_few_shot" and "math500_chat" are the
+      name: "game24", "grade_school" (2 to 6 steps), "grade_school_short" (2 or 3),
+        "grade_school_small" (2 or 3, with numbers of up to 99), "gsm8k" (the answer stands after
+        `####` or in a box), "gsm8k_flexible" (it is the last number) or "math500"; "gsm8k_few_shot", "gsm8k_chat", "math500_few_shot" and "math500_chat" are the
         same problems, put as `data.prompts` does to a model that was not trained on their form.
       split: "train", "validation" or "test".
 
