@@ -3,14 +3,14 @@
     python -m train grade_school_system2 --resume
     python -m train grade_school_system2 --show
 
-The base model learns worked solutions (and calculations alone: arithmetic is what it lacks) until it
-answers about a third of the problems greedily. Then, round by round, a search with the oracle plays
-problems of which only the answers are known, and the model learns policy and value from what was
-found. An action is a token and those after it that the model is sure of, so a move is one choice
-among digits or words. At the end the test problems are answered without the oracle, and with it for
-the ablation: the rows are those of NeMo-Aligner's search on GSM8K (greedy 31%, 69.1% at 200 and 73%
-at 400 simulations; after learning greedy 62%, with the value 71.3%, with the oracle 78.0%, with both
-90.2%), on easier problems and a model of 0.4M parameters.
+The base model learns worked solutions (and calculations alone: arithmetic is what it lacks) until
+it answers about a third of the problems greedily. Then, round by round, a search with the oracle
+plays problems of which only the answers are known, and the model learns policy and value from what
+was found. An action is a token and those after it that the model is sure of, so a move is one
+choice among digits or words. At the end the test problems are answered without the oracle, and with
+it for the ablation. The rows are those of NeMo-Aligner's search on GSM8K (greedy 31%, 69.1% at 200
+and 73% at 400 simulations; after learning greedy 62%, with the value 71.3%, with the oracle 78.0%,
+with both 90.2%), on easier problems and with a model of 0.4M parameters.
 """
 
 import dataclasses
@@ -110,7 +110,6 @@ def table(
     simulations: Sequence[int], base_simulations: Sequence[int], num_problems: int
 ) -> tuple[AnyMethod, ...]:
     """The standard table, and the base model with the oracle at other sizes."""
-    asked = dict(split="test", limit=num_problems)
     methods = standard_methods(
         search=ANSWER,
         simulations=simulations,
@@ -124,7 +123,7 @@ def table(
             model="base",
             search=dataclasses.replace(searched, num_simulations=number),
             max_moves=MAX_MOVES,
-            **asked,
+            limit=num_problems,
         )
         for number in base_simulations
     )

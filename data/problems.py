@@ -129,8 +129,9 @@ def load_problems(name: str, split: str) -> list[Problem]:
     Args:
       name: "game24", "grade_school" (2 to 6 steps), "grade_school_short" (2 or 3),
         "grade_school_small" (2 or 3, with numbers of up to 99), "gsm8k" (the answer stands after
-        `####` or in a box), "gsm8k_flexible" (it is the last number) or "math500"; "gsm8k_few_shot", "gsm8k_chat", "math500_few_shot" and "math500_chat" are the
-        same problems, put as `data.prompts` does to a model that was not trained on their form.
+        `####` or in a box), "gsm8k_flexible" (it is the last number) or "math500". The same
+        problems as `data.prompts` puts them to a model that was not trained on their form:
+        "gsm8k_few_shot", "gsm8k_chat", "math500_few_shot" and "math500_chat".
       split: "train", "validation" or "test".
 
     Raises:

@@ -3,9 +3,9 @@
     python -m models.chat runs/NAME
     python -m models.chat docs/results/game24_system2/params --search --problem "4 5 6 10"
 
-What is typed, a line at a time, is the prompt; --form says how it is put to the model. With --search
-it is answered twice, greedily and by a search without an oracle, with the path that the search chose
-and P(solved) before every step of it. (A command: it may use what is built on the models.)
+What is typed, a line at a time, is the prompt; --form says how it is put to the model. With
+--search it is answered twice, greedily and by a search without an oracle, with the path that the
+search chose and P(solved) before every step of it. (A command, so it may use the search.)
 """
 
 import argparse

@@ -96,7 +96,8 @@ def check_lengths(
     if not all(encoded):
         empty = prompts[[len(ids) for ids in encoded].index(0)]
         raise DataError(
-            f"a prompt has at least one token; {empty.id} has none. Leave it out (--first, --limit)."
+            f"a prompt has at least one token; {empty.id} has none. Leave it out with --first and "
+            "--limit."
         )
     if known is None or metadata.model.rope_base is None:
         return None
@@ -139,9 +140,9 @@ def check_logits(
     ]
     if bad:
         raise DataError(
-            f"a model's logits are finite numbers; got NaN or infinity in the {' and the '.join(bad)}"
-            ". Its parameters are damaged or its training diverged: take an earlier checkpoint, or "
-            "train again with a lower learning rate."
+            "a model's logits are finite numbers; got NaN or infinity in the "
+            f"{' and the '.join(bad)}. Its parameters are damaged or its training diverged: take "
+            "an earlier checkpoint, or train again with a lower learning rate."
         )
 
 

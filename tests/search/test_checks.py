@@ -1,4 +1,4 @@
-"""What makes a search useless is said before its first step, in one line, and nothing is written."""
+"""What makes a search useless is said before its first step in one line, and nothing is written."""
 
 import dataclasses
 
