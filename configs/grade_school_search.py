@@ -1,6 +1,6 @@
 """Plays the validation problems of `grade_school_small` without the oracle, 50 simulations a move.
 
-    python -m search grade_school_search --checkpoint runs/grade_school_system2/stages/06-learn3
+    python -m search grade_school_search --checkpoint runs/grade_school_system2/stages/04-learn2
     python -m search.inspect runs/grade_school_search --check grade_school_small
 
 A move is one token that the model is not sure of, and those after it that it is. Nothing in the

@@ -40,7 +40,7 @@ ACTION = ActionConfig(
     num_candidates=8,
     forced_probability=0.9,
     min_probability=0.01,
-    max_step_tokens=32,
+    max_step_tokens=40,
     max_completion_tokens=112,
 )
 MAX_MOVES = 16
@@ -138,16 +138,16 @@ def table(
 
 def get_config() -> Pipeline:
     return circle.circle(
-        base=base(400),
+        base=base(280),
         play=SelfPlayConfig(
             problem_set="grade_school_small",
-            limit=640,
+            limit=512,
             search=dataclasses.replace(PLAY, num_simulations=32),
             max_moves=MAX_MOVES,
         ),
         text=text,
         lessons=LESSONS,
-        learn_steps=(100, 100, 150),
+        learn_steps=(100, 150),
         learn_optimizers=OptimizersConfig(
             policy=_muon(peak_learning_rate=4e-3, warmup_steps=10, weight_decay=0.05),
             value=_muon(peak_learning_rate=5e-3, warmup_steps=10, weight_decay=0.05),

@@ -11,6 +11,7 @@ from typing import Any
 
 import jax
 import numpy as np
+from jaxtyping import ArrayLike
 
 from data import problems, tokenizer
 from models import generate, language_model
@@ -18,7 +19,7 @@ from search import checks, self_play, token_model
 from train import checkpoints
 
 # (tokens [B, M], lengths [B], values [B]) of texts that a search has just written.
-Watch = Callable[[np.ndarray, np.ndarray, np.ndarray], None]
+Watch = Callable[[ArrayLike, ArrayLike, ArrayLike], None]
 Checker = Callable[[str], bool]
 
 
@@ -133,13 +134,14 @@ class _Progress:
         self._started = self._printed = time.monotonic()
         self._count = 0
 
-    def __call__(self, tokens: np.ndarray, lengths: np.ndarray, values: np.ndarray) -> None:
+    def __call__(self, tokens: ArrayLike, lengths: ArrayLike, values: ArrayLike) -> None:
+        tokens, lengths, values = map(np.asarray, (tokens, lengths, values))
         self._count += len(lengths)
         now = time.monotonic()
         if now - self._printed < self._every_seconds:
             return
         self._printed = now
-        text = self._text.decode(np.asarray(tokens)[0, : int(lengths[0])].tolist())
+        text = self._text.decode(tokens[0, : lengths[0]].tolist())
         print(
             f"  ... {self._count} texts in {now - self._started:.0f} s, P(solved) "
             f"{float(values[0]):.2f} after: {_in_one_line(text)[-80:]}",
