@@ -36,23 +36,25 @@ def main(argv: list[str]) -> None:
     speaker = live.load(arguments.checkpoint)
     config = _search_config(arguments, speaker) if arguments.search else None
     history: list[prompts.Message] = []
+    warned: set[str] = set()
     for number, typed in enumerate(_typed(arguments.problem)):
         prompt = problems.Prompt(
             id=f"typed/{number}", split="custom", text=_put(typed, arguments.form, history)
         )
         try:
             if config is not None:
-                for warning in live.check(speaker, prompt, config):
+                for warning in set(live.check(speaker, prompt, config)) - warned:
                     print(f"models.chat: warning: {warning}", file=sys.stderr)
-                live.show(speaker, prompt, config)
-                continue
-            answer = _say(speaker, prompt.text, arguments, number)
+                    warned.add(warning)
+                answer = live.show(speaker, prompt, config)
+            else:
+                answer = _say(speaker, prompt.text, arguments, number)
+                print(answer, flush=True)
         except DataError as error:
             if arguments.problem is not None:
                 raise
             print(f"models.chat: {' '.join(str(error).split())}", file=sys.stderr)
             continue
-        print(answer, flush=True)
         history += [{"role": "user", "content": typed}, {"role": "assistant", "content": answer}]
 
 

@@ -23,14 +23,47 @@ Watch = Callable[[ArrayLike, ArrayLike, ArrayLike], None]
 Checker = Callable[[str], bool]
 
 
+class Progress:
+    """Prints where a running search is, now and then."""
+
+    def __init__(self, text: tokenizer.Tokenizer):
+        self._text = text
+        self.start(every_seconds=1.0)
+
+    def start(self, *, every_seconds: float) -> None:
+        """A new search begins."""
+        self._every_seconds = every_seconds
+        self._started = self._printed = time.monotonic()
+        self._count = 0
+
+    def __call__(self, tokens: ArrayLike, lengths: ArrayLike, values: ArrayLike) -> None:
+        tokens, lengths, values = map(np.asarray, (tokens, lengths, values))
+        self._count += len(lengths)
+        now = time.monotonic()
+        if now - self._printed < self._every_seconds:
+            return
+        self._printed = now
+        text = self._text.decode(tokens[0, : lengths[0]].tolist())
+        print(
+            f"  ... {self._count} texts in {now - self._started:.0f} s, P(solved) "
+            f"{float(values[0]):.2f} after: {_in_one_line(text)[-80:]}",
+            flush=True,
+        )
+
+
 @dataclasses.dataclass(frozen=True)
 class Speaker:
-    """A model that was loaded to answer."""
+    """A model that was loaded to answer.
+
+    progress: is told of what a watched search does. It is one and the same for all searches of a
+    speaker, since every other one would be compiled anew.
+    """
 
     model: language_model.LanguageModel
     params: language_model.Params
     text: tokenizer.Tokenizer
     metadata: checkpoints.Metadata
+    progress: Progress
 
 
 def load(checkpoint: str) -> Speaker:
@@ -41,8 +74,8 @@ def load(checkpoint: str) -> Speaker:
     """
     metadata = checkpoints.read_metadata(checkpoints.find_step(checkpoint))
     config, name, params = checkpoints.load_params(checkpoint)
-    model = language_model.LanguageModel(config)
-    return Speaker(model, params, tokenizer.load_tokenizer(name), metadata)
+    text = tokenizer.load_tokenizer(name)
+    return Speaker(language_model.LanguageModel(config), params, text, metadata, Progress(text))
 
 
 def check(speaker: Speaker, prompt: problems.Prompt, config: self_play.SelfPlayConfig) -> list[str]:
@@ -67,7 +100,7 @@ def show(
     *,
     checker: Checker | None = None,
     every_seconds: float | None = 1.0,
-) -> None:
+) -> str:
     """Prints the greedy answer, the searched one, what the search thought before every step of it,
     and what both cost.
 
@@ -75,6 +108,9 @@ def show(
       config: settings of the search; its problems and its checkpoint are not used.
       checker: says whether a completion is right.
       every_seconds: between lines on a search that is running; None: no such lines.
+
+    Returns:
+      The searched answer.
     """
     action = config.search.action
     (greedy,) = generate.generate_texts(
@@ -90,7 +126,8 @@ def show(
     print(f"without search: {_answer(greedy.text, checker)}", flush=True)
     dynamics = token_model.for_tokenizer(speaker.model, action, speaker.text)
     if every_seconds is not None:
-        dynamics = _watched(dynamics, _Progress(speaker.text, every_seconds))
+        speaker.progress.start(every_seconds=every_seconds)
+        dynamics = _watched(dynamics, speaker.progress)
     (game,) = self_play.play(
         dynamics,
         speaker.params,
@@ -100,20 +137,17 @@ def show(
         config,
         jax.random.key(config.seed),
     )
+    jax.effects_barrier()  # no line of progress comes after the answer
     record = game.record
     simulations = config.search.num_simulations
     print(f"with {simulations} simulations a move: {_answer(record.completion, checker)}")
     ends = [position.offset for position in record.positions[1:]]
     for position, end in zip(record.positions, [*ends, len(record.completion_tokens)]):
         step = speaker.text.decode(record.completion_tokens[position.offset : end])
-        print(
-            f"  P(solved) {position.root_value:.2f}  {_in_one_line(step.removesuffix(_LINE_END))}"
-        )
+        print(f"  P(solved) {position.root_value:.2f}  {_in_one_line(step)}")
     read = len(record.prompt_tokens) + len(greedy.tokens)
     print(f"  the model read {game.evaluations} tokens (without search {read})")
-
-
-_LINE_END = "\n"
+    return record.completion
 
 
 def _answer(completion: str, checker: Checker | None) -> str:
@@ -122,31 +156,7 @@ def _answer(completion: str, checker: Checker | None) -> str:
 
 
 def _in_one_line(text: str) -> str:
-    return text.replace(_LINE_END, " | ")
-
-
-class _Progress:
-    """Prints where a running search is, now and then."""
-
-    def __init__(self, text: tokenizer.Tokenizer, every_seconds: float):
-        self._text = text
-        self._every_seconds = every_seconds
-        self._started = self._printed = time.monotonic()
-        self._count = 0
-
-    def __call__(self, tokens: ArrayLike, lengths: ArrayLike, values: ArrayLike) -> None:
-        tokens, lengths, values = map(np.asarray, (tokens, lengths, values))
-        self._count += len(lengths)
-        now = time.monotonic()
-        if now - self._printed < self._every_seconds:
-            return
-        self._printed = now
-        text = self._text.decode(tokens[0, : lengths[0]].tolist())
-        print(
-            f"  ... {self._count} texts in {now - self._started:.0f} s, P(solved) "
-            f"{float(values[0]):.2f} after: {_in_one_line(text)[-80:]}",
-            flush=True,
-        )
+    return text.removesuffix("\n").replace("\n", " | ")
 
 
 def _unwatched(*_: Any) -> None:

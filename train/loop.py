@@ -169,7 +169,7 @@ def _train(
 ) -> None:
     train_step = steps.jit_train_step(setup.recipe.loss_fn, setup.optimizer, setup.shardings)
     put = _put_on(setup.mesh)
-    validate = _validation(experiment, setup, put)
+    validate = _validation(experiment, setup, _put_on(setup.mesh))  # of text, whatever is trained
     step = int(state.step)
     running: tuple[int, steps.Metrics] | None = None  # dispatched, its metrics not yet fetched
 

@@ -11,9 +11,7 @@ from search import gumbel, live, self_play, token_model
 from train.errors import ConfigError
 
 PROMPT = problems.Prompt(id="typed/0", split="custom", text="4 5 6 10\n")
-ACTION = token_model.ActionConfig(
-    num_candidates=4, opening_tokens=1, max_step_tokens=4, max_completion_tokens=9
-)
+ACTION = token_model.ActionConfig(kind="token", num_candidates=4, max_completion_tokens=9)
 CONFIG = self_play.SelfPlayConfig(
     search=gumbel.SearchConfig(action=ACTION, num_simulations=6), max_moves=2
 )
@@ -79,13 +77,16 @@ def test_prompts_are_put_in_every_form(form):
     assert text.startswith(begins) and ("Before" in text) == has_history
 
 
-def test_a_chat_that_searches(save_model, monkeypatch, capsys):
-    monkeypatch.setattr(chat.load, "find", lambda name: CONFIG)
+def test_a_chat_searches_without_an_oracle(save_model, monkeypatch, capsys):
+    asked = []
+    monkeypatch.setattr(live, "show", lambda *arguments: asked.append(arguments) or "24")
+    options = ["--search", "--simulations", "3", "--like", "game24_search"]
     checkpoint = save_model(has_trained_value=False)
-    options = ["--search", "--simulations", "3", "--problem", "4 5 6 10"]
-    out, error = say(monkeypatch, capsys, checkpoint, *options)
-    assert "with 3 simulations a move: " in out and "P(solved) 0." in out
-    assert error.startswith("models.chat: warning: the value head") and error.count("\n") == 1
+    _, error = say(monkeypatch, capsys, checkpoint, *options, typed="4 5 6 10\n1 2 3 4\n")
+    assert error.count("models.chat: warning: the value head of this model was never trained") == 1
+    assert [prompt.text for _, prompt, _ in asked] == ["4 5 6 10\n", "1 2 3 4\n"]
+    assert all(config.search.num_simulations == 3 for _, _, config in asked)
+    assert not any(config.search.use_oracle or config.search.root_noise for _, _, config in asked)
 
 
 @pytest.mark.parametrize(

@@ -28,7 +28,7 @@ def search(tmp_path, save_model):
     return run
 
 
-@pytest.mark.parametrize("kind", ["step", "forced_run"])
+@pytest.mark.parametrize("kind", ["step", pytest.param("forced_run", marks=pytest.mark.slow)])
 def test_gsm8k_is_searched_with_the_oracle_and_without(search, data_file, kind):
     data_file(gsm8k.FILES["test"])
     overrides = ["--search.action.kind", kind]
@@ -48,19 +48,12 @@ def test_math500_is_searched_with_its_own_checker(search, data_file):
     assert [game.outcome for game in games] == [0.0, 0.0]
 
 
-@pytest.mark.parametrize(
-    ("config", "problem_set", "flags", "begins"),
-    [
-        ("gsm8k_search", "gsm8k_few_shot", ["--search.action.empty-line-ends"], "Question: A flo"),
-        ("gsm8k_search", "gsm8k_chat", [], "<|im_start|>system\nSolve"),
-        ("math_search", "math500_chat", [], "<|im_start|>system\nSolve"),
-    ],
-)
-def test_prompts_may_be_examples_or_a_chat(search, data_file, config, problem_set, flags, begins):
-    data_file(gsm8k.FILES["test"] if "gsm8k" in problem_set else math500.FILE)
-    games = search(config, "--problem-set", problem_set, *flags)
-    assert all(game.prompt.startswith(begins) for game in games)
-    assert games[0].prompt == problems.load_problems(problem_set, "test")[0].prompt.text
+@pytest.mark.slow
+def test_prompts_may_be_examples(search, data_file):
+    data_file(gsm8k.FILES["test"])
+    few_shot = ["--problem-set", "gsm8k_few_shot", "--search.action.empty-line-ends"]
+    games = search("gsm8k_search", *few_shot, "--limit", "1", "--batch-size", "1")
+    assert games[0].prompt == problems.load_problems("gsm8k_few_shot", "test")[0].prompt.text
 
 
 def test_forms_check_as_the_plain_problems_do(data_file):
@@ -71,6 +64,7 @@ def test_forms_check_as_the_plain_problems_do(data_file):
     )
     assert prompts.few_shot(plain).prompt == shown.prompt
     assert prompts.chat(plain).prompt == asked.prompt
+    assert asked.prompt.text.startswith("<|im_start|>system\nSolve")
     for problem in (plain, shown, asked):
         assert problem.verify("18 eggs\n#### 18") and not problem.verify("#### 17")
     assert shown.verify("#### 18\n\nQuestion: Why?\nAnswer: #### 3")
@@ -85,7 +79,7 @@ def test_a_tokenizer_that_cannot_read_the_problems_is_refused(search, data_file)
         search("gsm8k_search", name="game24")
 
 
-def test_searches_of_others_name_the_same_settings():
-    gsm8k_search, math_search = load.find("gsm8k_search"), load.find("math_search")
-    assert not gsm8k_search.search.use_oracle and not math_search.search.use_oracle
-    assert math_search.search.num_simulations == gsm8k_search.search.num_simulations
+@pytest.mark.parametrize("name", ["gsm8k_search", "math_search", "grade_school_search"])
+def test_an_answer_is_searched_without_oracle_and_noise(name):
+    search = load.find(name).search
+    assert not search.use_oracle and not search.root_noise
