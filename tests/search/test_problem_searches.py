@@ -28,7 +28,7 @@ def search(tmp_path, save_model):
     return run
 
 
-@pytest.mark.parametrize("kind", ["step", pytest.param("forced_run", marks=pytest.mark.slow)])
+@pytest.mark.parametrize("kind", ["step", pytest.param("forced_run", marks=pytest.mark.soak)])
 def test_gsm8k_is_searched_with_the_oracle_and_without(search, data_file, kind):
     data_file(gsm8k.FILES["test"])
     overrides = ["--search.action.kind", kind]
@@ -41,6 +41,7 @@ def test_gsm8k_is_searched_with_the_oracle_and_without(search, data_file, kind):
     assert {game.outcome for game in games} == ({0.0} if kind == "step" else {None})
 
 
+@pytest.mark.slow
 def test_math500_is_searched_with_its_own_checker(search, data_file):
     data_file(math500.FILE)
     games = search("math_search", "--search.use-oracle", "--search.no-use-value")
@@ -48,7 +49,7 @@ def test_math500_is_searched_with_its_own_checker(search, data_file):
     assert [game.outcome for game in games] == [0.0, 0.0]
 
 
-@pytest.mark.slow
+@pytest.mark.soak
 def test_prompts_may_be_examples(search, data_file):
     data_file(gsm8k.FILES["test"])
     few_shot = ["--problem-set", "gsm8k_few_shot", "--search.action.empty-line-ends"]
