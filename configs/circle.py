@@ -15,6 +15,7 @@ from evaluation.run import EvaluationConfig
 from search.self_play import SelfPlayConfig
 from train.optimizers import OptimizersConfig
 from train.pipeline import Pipeline, Stage
+from train.recipes import LossWeights
 
 OLDER_ROUND = 0.7  # weight of a round's records against those of the next, whose player was better
 
@@ -23,10 +24,11 @@ def circle(
     *,
     base: Experiment,
     play: SelfPlayConfig,
-    text: Callable[[int], tuple[TextSource, ...]],
+    text: Callable[[int, Sequence[str]], tuple[TextSource, ...]],
     lessons: HybridConfig,
     learn_steps: Sequence[int],
     learn_optimizers: OptimizersConfig,
+    loss_weights: LossWeights | None = None,
     methods: Sequence[AnyMethod],
     new_problems: bool = False,
     base_seconds: float = 0.0,
@@ -40,7 +42,7 @@ def circle(
     Args:
       base: trains the model that all else begins with.
       play: the training games of every round; who plays, its value and its seed are set here.
-      text: sources that are read beside the records, by seed.
+      text: sources that are read beside the records, by seed and the folders of these.
       lessons: what is taken from records, and batch sizes; which records is set here.
       learn_steps: of every round, and so how many rounds there are.
       methods: what is measured at the end, on `play.problem_set`.
@@ -69,8 +71,9 @@ def circle(
         learn = dataclasses.replace(
             base,
             recipe="hybrid",
-            sources=text(seed + n),
+            sources=text(seed + n, [source.path for source in records]),
             hybrid=dataclasses.replace(lessons, records=records),
+            loss_weights=loss_weights or base.loss_weights,
             optimizers=learn_optimizers,
             batch_size=lessons.text_batch,
             train_steps=steps,

@@ -14,6 +14,7 @@ checker of finished games is all that the system is given. Settings were chosen 
 
 import dataclasses
 import functools
+from collections.abc import Sequence
 
 from configs import circle as circles
 from configs.base import Experiment
@@ -76,11 +77,12 @@ def base(steps: int, rows: int, optimizer: OptimizerConfig, seed: int) -> Experi
     )
 
 
-def text(seed: int) -> tuple[LegalPlaySource, ...]:
+def text(seed: int, records: Sequence[str]) -> tuple[LegalPlaySource, ...]:
     """Whole plays beside the records, not their results alone: else a policy sharpened on 631
     puzzles gives illegal lines more than min_probability on others, and the value was never told
     that they fail.
     """
+    del records
     return (LegalPlaySource(num_plays=50_000, seed=seed),)
 
 

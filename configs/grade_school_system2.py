@@ -20,8 +20,10 @@ from collections.abc import Sequence
 from configs import circle
 from configs.base import Experiment
 from data import grade_school
+from data.documents import RecordTextSource
 from data.grade_school import CalculationSource, GradeSchoolSource
 from data.hybrid import HybridConfig
+from data.sources import TextSource
 from evaluation.methods import AnyMethod, BestOfN, Greedy, Search
 from evaluation.standard import standard_methods
 from models.transformer import TransformerConfig
@@ -30,6 +32,7 @@ from search.self_play import SelfPlayConfig
 from search.token_model import ActionConfig
 from train.optimizers import OptimizerConfig, OptimizersConfig
 from train.pipeline import Pipeline
+from train.recipes import LossWeights
 
 MODEL = TransformerConfig(
     vocab_size=387, width=96, num_layers=3, num_heads=6, num_kv_heads=2, head_dim=16
@@ -56,22 +59,24 @@ _stories = functools.partial(
 )
 
 
+SOLUTIONS: tuple[TextSource, ...] = (
+    _stories(),
+    CalculationSource(
+        num_problems=40_000,
+        max_steps=grade_school.SHORT_STEPS,
+        largest=grade_school.SMALL,
+        weight=0.3,
+    ),
+)
+
+
 def base(steps: int, seed: int = 0) -> Experiment:
     """Problems with their solutions, and calculations without a story."""
     return Experiment(
         model=MODEL,
         tokenizer="grade_school",
-        sources=(
-            _stories(seed=seed),
-            CalculationSource(
-                num_problems=40_000,
-                seed=seed,
-                max_steps=grade_school.SHORT_STEPS,
-                largest=grade_school.SMALL,
-                weight=0.3,
-            ),
-        ),
-        validation_sources=(_stories(num_problems=500, split="validation", seed=seed),),
+        sources=SOLUTIONS,
+        validation_sources=(_stories(num_problems=500, split="validation"),),
         optimizers=OptimizersConfig(
             policy=_muon(peak_learning_rate=2e-2, warmup_steps=20, weight_decay=0.01)
         ),
@@ -84,19 +89,21 @@ def base(steps: int, seed: int = 0) -> Experiment:
     )
 
 
-def text(seed: int) -> tuple[GradeSchoolSource, ...]:
-    """The solutions of the base model again, and no others: what is learned beyond them comes from
-    search.
+def text(seed: int, records: Sequence[str]) -> tuple[TextSource, ...]:
+    """The text of the base model again, and the solutions that search found: what is learned beyond
+    the base comes from search. (The policy learns from choices alone, which are few; between them
+    a text is whole.)
     """
     del seed
-    return (_stories(),)
+    return (*SOLUTIONS, *(RecordTextSource(path=folder) for folder in records))
 
 
 LESSONS = HybridConfig(
     records=(),
-    policy_batch=48,
-    value_batch=48,
-    text_batch=12,
+    policy_batch=32,
+    value_batch=32,
+    text_batch=16,
+    policy_from="solved",
     prefix_tokens=PROMPT_TOKENS + ACTION.max_completion_tokens,
     num_candidates=8,
     candidate_tokens=ACTION.num_opening_tokens,
@@ -149,9 +156,14 @@ def get_config() -> Pipeline:
         lessons=LESSONS,
         learn_steps=(100, 150),
         learn_optimizers=OptimizersConfig(
-            policy=_muon(peak_learning_rate=4e-3, warmup_steps=10, weight_decay=0.05),
-            value=_muon(peak_learning_rate=5e-3, warmup_steps=10, weight_decay=0.05),
+            policy=_muon(peak_learning_rate=1.5e-3, warmup_steps=10, weight_decay=0.05),
+            value=_muon(peak_learning_rate=3e-3, warmup_steps=10, weight_decay=0.05),
         ),
+        loss_weights=LossWeights(text=5.0),
         methods=table((16, 50, 200), base_simulations=(200,), num_problems=100),
         new_problems=True,
+        base_seconds=250.0,
+        play_seconds=400.0,
+        learn_seconds_per_step=2.5,
+        evaluation_seconds=900.0,
     )

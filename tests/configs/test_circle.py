@@ -1,7 +1,5 @@
 """The stages of a circle: who plays, what is learned from, what is measured."""
 
-import dataclasses
-
 import pytest
 
 from configs import load
@@ -47,7 +45,9 @@ def test_answers_to_word_problems_have_room_and_no_more_solutions_are_read():
             assert method.max_completion_tokens == room
         else:
             assert method.search.action.max_completion_tokens == room
-    (text,) = found["learn2"].sources
-    assert text == dataclasses.replace(found["base"].sources[0], weight=text.weight)
     moved = {s.name: s.config for s in pipeline.reseed(load.find("grade_school_system2"), 3).stages}
-    assert moved["learn2"].sources[0] == dataclasses.replace(moved["base"].sources[0], weight=1.0)
+    for config in (found, moved):
+        *solutions, first, second = config["learn2"].sources
+        assert tuple(solutions) == config["base"].sources
+        assert [first.path, second.path] == ["stage:search1/records", "stage:search2/records"]
+        assert {first.include, second.include} == {"solved"}
