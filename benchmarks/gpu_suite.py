@@ -120,9 +120,12 @@ BLOCKS: tuple[tuple[Shape, dict[str, int]], ...] = (
     (GOALS[0], {"chunk": 2048}),
     (GOALS[0], {"columns": 128}),
     (GOALS[0], {"warpgroups": 3, "chunk": 1152, "keys": 64}),
-    (GOALS[3], {"chunk": 2048}),
-    (GOALS[3], {"chunk": 4096}),
-    (GOALS[3], {"chunk": 8192}),
+    *(
+        (dataclasses.replace(shape, length=length), {"chunk": chunk})
+        for shape in (GOALS[0], GOALS[1], GOALS[3], GOALS[5])
+        for length in (4096, 8192)
+        for chunk in (1024, length)
+    ),
 )
 
 
@@ -274,7 +277,7 @@ def goal(shape: Shape, side: str, backward: bool, blocks: dict[str, int], smoke:
         inputs = functools.partial(shape.inputs, key_dim=shape.value_dim)
         operations = shape.softmax_operations(backward)
     else:
-        sizes = mosaic_gpu.BlockSizes(**blocks)
+        sizes = mosaic_gpu.BlockSizes(**blocks) if blocks else None
         function = functools.partial(attend, side, shape, blocks=sizes)
         inputs, operations = shape.inputs, shape.operations(backward)
     if backward:

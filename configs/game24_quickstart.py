@@ -17,17 +17,17 @@ _muon = functools.partial(OptimizerConfig, kind="muon", b2=0.98)
 
 def get_config() -> Pipeline:
     return game24_system2.circle(
-        base_steps=440,
+        base_steps=500,
         base_rows=128,
         base_optimizer=_muon(peak_learning_rate=2e-2, warmup_steps=20, weight_decay=0.01),
-        learn_steps=(90, 90, 190),
+        learn_steps=(100, 100, 240),
         learn_rows=(48, 128, 24),
         learn_optimizers=OptimizersConfig(
             policy=_muon(peak_learning_rate=4e-3, warmup_steps=10, weight_decay=0.05),
             value=_muon(peak_learning_rate=5e-3, warmup_steps=10, weight_decay=0.05),
         ),
         random_moves=(0, 1),
-        play_simulations=(44, 28, 6),
+        play_simulations=(48, 32, 6),
         simulations=(16, 50),
         ablation_splits=(),
         has_controls=False,

@@ -14,18 +14,19 @@ checker of finished games is all that the system is given. Settings were chosen 
 
 import dataclasses
 import functools
+from collections.abc import Sequence
 
+from configs import circle as circles
 from configs.base import Experiment
 from data.documents import LegalPlaySource
-from data.hybrid import HybridConfig, RecordSource
-from evaluation.run import EvaluationConfig
+from data.hybrid import HybridConfig
 from evaluation.standard import standard_methods
 from models.transformer import TransformerConfig
 from search.gumbel import SearchConfig
 from search.self_play import SelfPlayConfig
 from search.token_model import ActionConfig
 from train.optimizers import OptimizerConfig, OptimizersConfig
-from train.pipeline import Pipeline, Stage
+from train.pipeline import Pipeline
 
 MODEL = TransformerConfig(
     vocab_size=109, width=96, num_layers=3, num_heads=6, num_kv_heads=2, head_dim=16
@@ -76,46 +77,13 @@ def base(steps: int, rows: int, optimizer: OptimizerConfig, seed: int) -> Experi
     )
 
 
-def learn(
-    previous: str,
-    records: dict[str, float],
-    steps: int,
-    rows: tuple[int, int, int],
-    optimizers: OptimizersConfig,
-    seed: int,
-) -> Experiment:
-    """Policy and value from records (stage -> weight), and more of legal play, in so many rows."""
-    policy_batch, value_batch, text_batch = rows
-    return Experiment(
-        model=MODEL,
-        tokenizer="game24",
-        recipe="hybrid",
-        # Whole plays, not their results alone: else a policy sharpened on 631 puzzles gives illegal
-        # lines more than min_probability on others, and the value was never told that they fail.
-        sources=(LegalPlaySource(num_plays=50_000, seed=seed),),
-        hybrid=HybridConfig(
-            records=tuple(
-                RecordSource(path=f"stage:{stage}/records", weight=weight)
-                for stage, weight in records.items()
-            ),
-            policy_batch=policy_batch,
-            value_batch=value_batch,
-            text_batch=text_batch,
-            prefix_tokens=25,
-            num_candidates=8,
-            candidate_tokens=ACTION.num_opening_tokens,
-            path_tokens=31,
-            value_min_explored=0.3,
-            label_once=False,
-        ),
-        optimizers=optimizers,
-        sequence_length_tokens=32,
-        batch_size=text_batch,
-        train_steps=steps,
-        seed=seed,
-        initial_checkpoint=previous,
-        log_every_steps=25,
-    )
+def text(seed: int, records: Sequence[str]) -> tuple[LegalPlaySource, ...]:
+    """Whole plays beside the records, not their results alone: else a policy sharpened on 631
+    puzzles gives illegal lines more than min_probability on others, and the value was never told
+    that they fail.
+    """
+    del records
+    return (LegalPlaySource(num_plays=50_000, seed=seed),)
 
 
 def circle(
@@ -140,65 +108,42 @@ def circle(
       simulations, play_simulations: per move, of the answers and of the training games.
       learn_rows: of policy, value and text in a batch.
     """
-    # Expected seconds, for the time left that is shown, are of 2 idle cores of an AMD EPYC.
-    stages = [
-        Stage(
-            name="base",
-            command="train",
-            config=base(base_steps, base_rows, base_optimizer, seed),
-            expected_seconds=25.0 + 0.0012 * base_rows * base_steps,
-        )
-    ]
-    model = "stage:base"
-    for n, steps in enumerate(learn_steps, start=1):
-        play = SelfPlayConfig(
-            checkpoint=model,
-            # The value head has learned nothing before the first round.
-            search=dataclasses.replace(PLAY, num_simulations=play_simulations, use_value=n > 1),
+    policy_batch, value_batch, text_batch = learn_rows
+    lessons = HybridConfig(
+        records=(),
+        policy_batch=policy_batch,
+        value_batch=value_batch,
+        text_batch=text_batch,
+        prefix_tokens=25,
+        num_candidates=8,
+        candidate_tokens=ACTION.num_opening_tokens,
+        path_tokens=31,
+        value_min_explored=0.3,
+        label_once=False,
+    )
+    # Expected seconds are of 2 idle cores of an AMD EPYC.
+    return circles.circle(
+        base=base(base_steps, base_rows, base_optimizer, seed),
+        play=SelfPlayConfig(
+            search=dataclasses.replace(PLAY, num_simulations=play_simulations),
             random_moves=random_moves,
-            seed=seed + n,
-        )
-        stages.append(
-            Stage(
-                name=f"search{n}",
-                command="search",
-                config=play,
-                expected_seconds=45.0 * len(random_moves),
-            )
-        )
-        # A round weighs more than the one before, whose player was weaker.
-        weights = {f"search{m}": 0.7 ** (n - m) for m in range(1, n + 1)}
-        config = learn(model, weights, steps, learn_rows, learn_optimizers, seed + n)
-        stages.append(
-            Stage(
-                name=f"learn{n}",
-                command="train",
-                config=config,
-                expected_seconds=15.0 + 0.0014 * sum(learn_rows) * steps,
-            )
-        )
-        model = f"stage:learn{n}"
-    table = EvaluationConfig(
-        checkpoint=model,
-        base_checkpoint="stage:base",
+        ),
+        text=text,
+        lessons=lessons,
+        learn_steps=learn_steps,
+        learn_optimizers=learn_optimizers,
         methods=standard_methods(
             search=ANSWER,
             simulations=simulations,
             ablation_splits=ablation_splits,
             has_controls=has_controls,
         ),
-        stage=f"after {len(learn_steps)} rounds",
-        batch_size=50,
+        base_seconds=25.0 + 0.0012 * base_rows * base_steps,
+        play_seconds=45.0 * len(random_moves),
+        learn_seconds_per_step=0.0014 * sum(learn_rows),
+        evaluation_seconds=120.0 + 0.5 * sum(simulations),
+        seed=seed,
     )
-    stages.append(
-        Stage(
-            name="evaluation",
-            command="evaluation",
-            config=table,
-            expected_seconds=120.0 + 0.5 * sum(simulations),
-        )
-    )
-    return Pipeline(stages=tuple(stages))
 
 
 def get_config() -> Pipeline:

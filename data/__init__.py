@@ -7,7 +7,7 @@ problems.py          Prompt (what a search may see) and Problem (with its checke
 prompts.py           the same problems few-shot or as a chat
 game24.py            Game of 24: puzzles, splits, random legal play; game24_checker.py: the rules
 gsm8k.py             GSM8K: rows, splits; gsm8k_checker.py: the number that a text ends with
-math500.py           MATH-500; math_checker.py, math_worker.py: formulas, compared by math-verify
+math500.py           MATH; math_checker.py, math_worker.py: formulas, compared by math-verify
 grade_school.py      generated word problems; grade_school_templates.py, grade_school_words.py
 documents.py         text sources -> batches of tokens and loss masks [B, T]; packing.py: windows
 synthetic.py         generated tasks: copying, induction, recall; listops.py: lists of digits

@@ -19,8 +19,13 @@ def roots() -> tuple[pathlib.Path, ...]:
 
 
 def find(name: str) -> pathlib.Path | None:
-    """The first existing file or folder `name` (such as "game24/24.csv"), else None."""
-    return next((root / name for root in roots() if (root / name).exists()), None)
+    """The first existing file or folder `name` (such as "game24/24.csv"), else None.
+
+    A file may be there plain or as .xz, whichever is asked for.
+    """
+    plain = name.removesuffix(".xz")
+    forms = dict.fromkeys((name, plain, f"{plain}.xz"))
+    return next((root / form for root in roots() for form in forms if (root / form).exists()), None)
 
 
 def read_text(path: str) -> str:

@@ -16,6 +16,7 @@ import functools
 import hashlib
 import itertools
 import random
+import re
 from collections.abc import Iterator, Sequence
 from typing import Literal
 
@@ -40,6 +41,8 @@ Split = Literal["train", "validation", "test"]
 SPLITS: tuple[Split, ...] = ("train", "validation", "test")
 MIN_STEPS, MAX_STEPS = 2, 6
 SHORT_STEPS = 3
+SMALL = 99
+"""Largest number of the sets of small numbers."""
 MAX_EVENTS = 4
 NUM_HELD_OUT = 500
 """Problems of the sets "validation" and "test"."""
@@ -48,6 +51,7 @@ NUM_TRAIN = 5_000
 
 _SET_SEEDS = {"train": 2**32, "validation": 2**32 + 1, "test": 2**32 + 2}  # none of a config's
 _SHARE_OF_256 = {"test": range(16), "validation": range(16, 32), "train": range(32, 256)}
+_CALCULATION = re.compile(r"<<([^=>]+)=([0-9]+)>>")
 _MAX_TRIES = 200
 _MAX_TRIES_OF_PART = 50
 
@@ -56,7 +60,8 @@ _MAX_TRIES_OF_PART = 50
 class GradeSchoolProblem:
     """One story.
 
-    template: names of the opening and the events. numbers: what was drawn, in order.
+    template: names of the opening and the events. numbers: what was drawn, in order. largest: of
+    all numbers in question and answer (but the 100 of a percentage).
     """
 
     template: str
@@ -65,6 +70,7 @@ class GradeSchoolProblem:
     answer: str
     gold: int
     num_steps: int
+    largest: int
 
     @property
     def prompt(self) -> str:
@@ -144,14 +150,20 @@ def groups(min_steps: int, max_steps: int) -> tuple[Group, ...]:
 
 
 def problems(
-    seed: int, split: Split = "train", *, min_steps: int = MIN_STEPS, max_steps: int = MAX_STEPS
+    seed: int,
+    split: Split = "train",
+    *,
+    min_steps: int = MIN_STEPS,
+    max_steps: int = MAX_STEPS,
+    largest: int = LARGEST,
 ) -> Iterator[GradeSchoolProblem]:
     """Endless problems of a split, all different; the same seed gives the same ones.
 
-    The opening is drawn first, then how many steps, then how the story goes on.
+    The opening is drawn first, then how many steps, then how the story goes on. Stories with a
+    number above `largest` are passed over.
 
     Raises:
-      DataError: for another split, or for steps outside of 2 to 6.
+      DataError: for another split, steps outside of 2 to 6, or numbers that are too small.
     """
     if split not in SPLITS:
         raise DataError(f"a split of grade_school is one of {SPLITS}; got {split!r}. Use one.")
@@ -160,6 +172,8 @@ def problems(
             f"stories have {MIN_STEPS} to {MAX_STEPS} steps; got {min_steps=}, {max_steps=}. "
             "Choose within that."
         )
+    if largest < SMALL:
+        raise DataError(f"stories need numbers of up to {SMALL} or more; got {largest=}. Raise it.")
     rng = random.Random(seed)
     stories = groups(min_steps, max_steps)
     seen: set[str] = set()
@@ -168,7 +182,9 @@ def problems(
         structure = _choose(rng, group[_choose(rng, sorted(group))])
         values = _draw(rng, structure, split)
         problem = None if values is None else _tell(rng, structure, *values)
-        if problem is not None and problem.question not in seen:
+        if problem is None or problem.largest > largest:
+            continue
+        if problem.question not in seen:
             seen.add(problem.question)
             yield problem
 
@@ -180,10 +196,12 @@ def split_of(template: str, numbers: Sequence[int]) -> str:
 
 
 @functools.cache
-def problem_set(split: Split, max_steps: int = MAX_STEPS) -> tuple[GradeSchoolProblem, ...]:
+def problem_set(
+    split: Split, max_steps: int = MAX_STEPS, largest: int = LARGEST
+) -> tuple[GradeSchoolProblem, ...]:
     """The fixed problems of a split that are asked by name, of 2 to `max_steps` steps."""
     count = NUM_TRAIN if split == "train" else NUM_HELD_OUT
-    stream = problems(_SET_SEEDS.get(split, 0), split, max_steps=max_steps)
+    stream = problems(_SET_SEEDS.get(split, 0), split, max_steps=max_steps, largest=largest)
     return tuple(itertools.islice(stream, count))
 
 
@@ -285,6 +303,7 @@ def _tell(
         answer="\n".join([*lines, f"#### {gold}"]),
         gold=gold,
         num_steps=structure.num_steps,
+        largest=max(value for known, _ in parts for value in known.values()),
     )
 
 
@@ -305,6 +324,8 @@ class GradeSchoolSource:
     """Fewest lines of a solution, without the answer."""
     max_steps: int = MAX_STEPS
     """Most lines of a solution, without the answer."""
+    largest: int = LARGEST
+    """Largest number of a story, 99 to 999."""
     weight: float = 1.0
     """Share of the rows of a mixture, against the other weights."""
     loss: Loss = "completion"
@@ -312,7 +333,30 @@ class GradeSchoolSource:
     line's end, "all"."""
 
     def documents(self, tokenizer: Tokenizer, length: int) -> Documents:
-        stream = problems(self.seed, self.split, min_steps=self.min_steps, max_steps=self.max_steps)
-        chosen = itertools.islice(stream, self.num_problems)
-        texts = ((problem.prompt, problem.answer) for problem in chosen)
+        texts = ((problem.prompt, problem.answer) for problem in self.problems())
         return documents.from_texts(texts, tokenizer, self.loss)
+
+    def problems(self) -> Iterator[GradeSchoolProblem]:
+        stream = problems(
+            self.seed,
+            self.split,
+            min_steps=self.min_steps,
+            max_steps=self.max_steps,
+            largest=self.largest,
+        )
+        return itertools.islice(stream, self.num_problems)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class CalculationSource(GradeSchoolSource):
+    """The calculations of generated problems without the stories: arithmetic in a tenth of the
+    tokens. Only the results count.
+    """
+
+    def documents(self, tokenizer: Tokenizer, length: int) -> Documents:
+        texts = (
+            (f" = <<{expression}=", f"{result}>>")
+            for problem in self.problems()
+            for expression, result in _CALCULATION.findall(problem.answer)
+        )
+        return documents.from_texts(texts, tokenizer, "completion")

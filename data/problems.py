@@ -10,7 +10,7 @@ import functools
 from collections.abc import Callable, Hashable, Mapping, Sequence
 from typing import TypeVar
 
-from data import game24, grade_school, gsm8k, gsm8k_checker, math500, math_checker
+from data import game24, grade_school, gsm8k, gsm8k_checker, math500, math_checker, prompts
 from data.errors import DataError
 
 _T = TypeVar("_T")
@@ -83,25 +83,46 @@ def _load_math500(split: str) -> list[Problem]:
     return loaded
 
 
-def _load_grade_school(name: str, max_steps: int, split: grade_school.Split) -> list[Problem]:
+def _load_grade_school(
+    name: str, max_steps: int, largest: int, split: grade_school.Split
+) -> list[Problem]:
     return [
         Problem(
             prompt=Prompt(id=f"{name}/{split}/{number}", split=split, text=problem.prompt),
             checker=functools.partial(gsm8k_checker.check, problem.gold),
         )
-        for number, problem in enumerate(grade_school.problem_set(split, max_steps))
+        for number, problem in enumerate(grade_school.problem_set(split, max_steps, largest))
     ]
 
 
+def _few_shot(
+    load: Callable[[str], list[Problem]], examples: Sequence[prompts.Example], split: str
+) -> list[Problem]:
+    return [prompts.few_shot(problem, examples) for problem in load(split)]
+
+
+def _chat(load: Callable[[str], list[Problem]], instruction: str, split: str) -> list[Problem]:
+    return [prompts.chat(problem, instruction) for problem in load(split)]
+
+
+_load_strict_gsm8k = functools.partial(_load_gsm8k, "strict")
 _BY_NAME: dict[str, Callable[..., list[Problem]]] = {
     "game24": _load_game24,
-    "grade_school": functools.partial(_load_grade_school, "grade_school", grade_school.MAX_STEPS),
-    "grade_school_short": functools.partial(
-        _load_grade_school, "grade_school_short", grade_school.SHORT_STEPS
-    ),
-    "gsm8k": functools.partial(_load_gsm8k, "strict"),
+    **{
+        name: functools.partial(_load_grade_school, name, max_steps, largest)
+        for name, max_steps, largest in (
+            ("grade_school", grade_school.MAX_STEPS, grade_school.LARGEST),
+            ("grade_school_short", grade_school.SHORT_STEPS, grade_school.LARGEST),
+            ("grade_school_small", grade_school.SHORT_STEPS, grade_school.SMALL),
+        )
+    },
+    "gsm8k": _load_strict_gsm8k,
+    "gsm8k_chat": functools.partial(_chat, _load_strict_gsm8k, prompts.GSM8K_INSTRUCTION),
+    "gsm8k_few_shot": functools.partial(_few_shot, _load_strict_gsm8k, prompts.GSM8K_EXAMPLES),
     "gsm8k_flexible": functools.partial(_load_gsm8k, "flexible"),
     "math500": _load_math500,
+    "math500_chat": functools.partial(_chat, _load_math500, prompts.MATH_INSTRUCTION),
+    "math500_few_shot": functools.partial(_few_shot, _load_math500, prompts.MATH_EXAMPLES),
 }
 
 
@@ -109,10 +130,12 @@ def load_problems(name: str, split: str) -> list[Problem]:
     """All problems of a split, in a fixed order.
 
     Args:
-      name: "game24", "grade_school" (2 to 6 steps), "grade_school_short" (2 or 3), "gsm8k" (the
-        answer stands after `####` or in a box), "gsm8k_flexible" (it is the last number) or
-        "math500".
-      split: "train", "validation" or "test"; "math500" has only "test".
+      name: "game24", "grade_school" (2 to 6 steps), "grade_school_short" (2 or 3),
+        "grade_school_small" (2 or 3, with numbers of up to 99), "gsm8k" (the answer stands after
+        `####` or in a box), "gsm8k_flexible" (it is the last number) or "math500". The same
+        problems as `data.prompts` puts them to a model that was not trained on their form:
+        "gsm8k_few_shot", "gsm8k_chat", "math500_few_shot" and "math500_chat".
+      split: "train", "validation" or "test".
 
     Raises:
       DataError: for an unknown name or split, naming the nearest known one, or if its files are

@@ -12,9 +12,14 @@ the problems' own form (question, line end, solution) is asked with the problem 
 import dataclasses
 import functools
 from collections.abc import Callable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
 
 from data import gsm8k
-from data.problems import Problem
+
+if TYPE_CHECKING:
+    from data.problems import Problem  # which names the sets in these forms
+else:
+    Problem = Any
 
 Message = Mapping[str, str]
 

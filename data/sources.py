@@ -1,7 +1,7 @@
 """All text sources by type: what a config may name."""
 
 from data.documents import LegalPlaySource, RecordTextSource, TextFileSource
-from data.grade_school import GradeSchoolSource
+from data.grade_school import CalculationSource, GradeSchoolSource
 from data.gsm8k import Gsm8kSource
 from data.listops import ListOpsSource
 from data.synthetic import InductionHeadsSource, RecallSource, SelectiveCopyingSource
@@ -15,5 +15,6 @@ TextSource = (
     | RecallSource
     | ListOpsSource
     | GradeSchoolSource
+    | CalculationSource
     | Gsm8kSource
 )

@@ -9,6 +9,7 @@ import numpy as np
 
 from evaluation.player import (
     MAX_COMPLETION_TOKENS,
+    MODEL_TITLES,
     Attempt,
     Matched,
     Method,
@@ -174,10 +175,10 @@ def _best_of_beam(player: Player, found: beam.Beam, row: int) -> Attempt:
 
 @dataclass(frozen=True, kw_only=True)
 class Search(Method):
-    """A game searched move by move. Without noise: the candidates are the likeliest ones."""
+    """A game searched move by move, or planned at once. The candidates are the likeliest ones."""
 
     search: gumbel.SearchConfig = gumbel.SearchConfig()
-    """How each move is searched."""
+    """How each move is searched, or the whole text."""
     max_moves: int = 3
     """Moves after which a game is over, finished or not."""
 
@@ -201,9 +202,28 @@ class Search(Method):
         return (simulations,) if isinstance(simulations, int) else simulations
 
     @property
+    def _variant(self) -> list[str]:
+        """In what the search differs from Gumbel MuZero, one leaf and one move after the other."""
+        search = self.search
+        return [
+            *(["plan"] if search.mode == "plan" else []),
+            *(["puct"] if search.algorithm == "puct" else []),
+            *([search.leaf_value] if search.leaf_value != "head" else []),
+            *(["tokens"] if search.action.kind == "token" else []),
+            *(["runs"] if search.action.kind == "forced_run" else []),
+            *(["reuse"] if search.reuse_tree else []),
+            *([f"{search.parallel_leaves}-leaves"] if search.parallel_leaves > 1 else []),
+            *([] if search.stop_at is None else [f"stop-{search.stop_at:g}".replace(".", "-")]),
+        ]
+
+    @property
+    def title(self) -> str:
+        return ", ".join([self._family, *self._variant]) + MODEL_TITLES[self.model]
+
+    @property
     def _kind(self) -> str:
-        flags = "-oracle" * self.search.use_oracle + "-no-value" * (not self.search.use_value)
-        return "-".join(["search", *map(str, self._simulations)]) + flags
+        flags = ["oracle"] * self.search.use_oracle + ["no-value"] * (not self.search.use_value)
+        return "-".join(["search", *map(str, self._simulations), *self._variant, *flags])
 
     def play(self, player: Player, questions: Questions) -> list[Attempt]:
         action = self.search.action

@@ -15,6 +15,13 @@ from search import gumbel
 SAMPLING_FLOOR = 0.05
 BEAM_WIDTHS = (1, 2, 4, 8, 16)
 WIDEST_BEAM = 64
+SEARCH_VARIANTS: tuple[dict[str, Any], ...] = (
+    {"mode": "plan"},
+    {"reuse_tree": True},
+    {"algorithm": "puct"},
+    {"leaf_value": "rollout"},
+    {"parallel_leaves": 8},
+)
 
 
 def standard_methods(
@@ -40,15 +47,19 @@ def standard_methods(
       compared: the simulations at which search is compared with sampling, controls and ablations.
       has_base: whether there is a base model to compare with.
       has_controls: whether sampling with a floor and the base model's prior are measured too.
-      has_curves: whether best of n and majority are measured at the cost of every search, and a
-        single sample and beams of several widths too: curves of accuracy against forward passes.
+      has_curves: whether best of n and majority are measured at the cost of every search, a single
+        sample and beams of several widths too, and the other ways to search: plans, trees that stay
+        from move to move, PUCT, greedy rollouts, leaves in parallel, tokens as actions. Curves of
+        accuracy against forward passes.
       ablation_splits: where oracle x value is measured.
     """
     longest = search.action.max_completion_tokens
 
-    def searched(num_simulations, *, use_oracle=False, use_value=True, **fields) -> Search:
+    def searched(
+        num_simulations, *, use_oracle=False, use_value=True, like=search, **fields
+    ) -> Search:
         changed = dataclasses.replace(
-            search,
+            like,
             num_simulations=num_simulations,
             use_oracle=use_oracle,
             use_value=use_value,
@@ -71,6 +82,18 @@ def standard_methods(
             choices: tuple[Choice, ...] = ("value", "majority", "checker", *single)
             methods.append(sampled(match=f"search-{n}", choices=choices))
         methods.append(beam(match=f"search-{compared}", width=WIDEST_BEAM))
+        for variant in SEARCH_VARIANTS:
+            changed = dataclasses.replace(search, **variant)
+            methods += [searched(n, like=changed, **asked) for n in sizes]
+        by_token = dataclasses.replace(search.action, kind="token", min_probability=0.0)
+        tokens = dataclasses.replace(search, action=by_token)
+        methods += [
+            Search(
+                search=dataclasses.replace(tokens, num_simulations=n), max_moves=longest, **asked
+            )
+            for n in sizes
+            if n <= compared
+        ]
     else:
         methods.append(sampled(match=f"search-{compared}"))
     if has_controls:

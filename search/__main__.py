@@ -3,9 +3,10 @@ the problems of a config and writes their records.
 """
 
 import dataclasses
+import sys
 
 from configs import load
-from search import self_play
+from search import checks, self_play
 from train import checkpoints, show
 from train.errors import ConfigError
 
@@ -23,7 +24,8 @@ def main(argv: list[str]) -> None:
     # A misspelt name leaves no run folder behind, and a run that trains on in the meantime does not
     # change who plays after --resume.
     config = dataclasses.replace(config, checkpoint=checkpoints.name_step(config.checkpoint))
-    self_play.check_prompts(config)
+    for warning in checks.check(config):
+        print(f"search: warning: {warning}", file=sys.stderr)
     with load.opened_run(config, flags) as (folder, stop):
         print(f"records: {self_play.run(config, folder, resume=flags.resume, stop=stop)}")
 

@@ -198,16 +198,22 @@ def _visit_ends(growth: Growth, plan: Plan, config: SearchConfig) -> tuple[Growt
         return jnp.any(leaves.is_active, axis=1) & ~jnp.any(leaves.is_new, axis=1)
 
     def goes_on(carry):
-        return jnp.any(meets_ends_alone(carry[1]))
+        _, leaves, is_first = carry
+        return is_first | jnp.any(meets_ends_alone(leaves))
 
     def one_round(carry):
-        growth, leaves = carry
+        growth, leaves, _ = carry
         now = meets_ends_alone(leaves)
         tree = _back_up(growth.tree, leaves.end, leaves.action, leaves.is_active & now[:, None])
         growth = dataclasses.replace(growth, tree=tree, rounds=growth.rounds + now)
-        return growth, _select(growth, plan, config)
+        return growth, _select(growth, plan, config), jnp.zeros((), bool)
 
-    return jax.lax.while_loop(goes_on, one_round, (growth, _select(growth, plan, config)))
+    # Selecting is much to compile, so it stands in one place.
+    shape = (growth.num_nodes.shape[0], config.parallel_leaves)
+    nowhere = jnp.zeros(shape, jnp.int32)
+    none = _Leaves(nowhere, nowhere, nowhere, nowhere, jnp.zeros(shape, bool))
+    growth, leaves, _ = jax.lax.while_loop(goes_on, one_round, (growth, none, jnp.ones((), bool)))
+    return growth, leaves
 
 
 def _expand(model, params, growth, leaves, plan, config, oracle) -> tuple[Growth, Array]:

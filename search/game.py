@@ -13,10 +13,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from data import problems, records, tokenizer
-from models import language_model
+from models import generate, language_model
 from search import engine, gumbel, oracle, outcome, token_model
-
-SLICE_CALLS = 32  # of the model, between two looks at the clock
 
 
 @functools.partial(jax.jit, static_argnums=(0, 5))
@@ -118,6 +116,7 @@ def play(
     keep_trees: bool = True,
     snapshot: Snapshot | None = None,
     watch: Watch | None = None,
+    slice_calls: int = 1_000_000,
 ) -> list[Game] | None:
     """Plays one game per prompt, all at once.
 
@@ -127,6 +126,7 @@ def play(
       max_moves: a game is over after them, finished or not.
       random_moves: so many of the first are drawn from the model instead of being searched.
       snapshot: where the same games were stopped.
+      slice_calls: of the model, between two questions to `watch`.
 
     Returns:
       The games, or None if `watch` stopped them.
@@ -137,10 +137,7 @@ def play(
             f"use_oracle={search.use_oracle} and verify={verify}."
         )
     encoded = [text.encode(prompt.text) for prompt in prompts]
-    lengths = np.array([len(ids) for ids in encoded], np.int32)
-    tokens = np.full((len(encoded), lengths.max()), text.pad_id, np.int32)
-    for row, ids in enumerate(encoded):
-        tokens[row, : len(ids)] = ids
+    tokens, lengths = generate.right_padded(encoded)
     last_move = random_moves if search.mode == "plan" else max_moves - 1
     state = _uncounted(
         _start(model, params, tokens, lengths, np.asarray(numbers, np.int32), last_move + 1)
@@ -179,7 +176,7 @@ def play(
         if is_over.all():
             break
         while True:
-            until = growth.calls + SLICE_CALLS
+            until = growth.calls + slice_calls
             growth, is_done = _advance(model, params, growth, plan, compiled, verify, until)
             if is_done:
                 break
@@ -201,29 +198,54 @@ def play(
         else:
             growth = None
 
-    final = jax.device_get(
-        {"tokens": state.tokens, "length": state.length, "outcome": state.outcome}
-    )
-    games = []
-    for row, prompt in enumerate(prompts):
-        completion = tuple(final["tokens"][row, : final["length"][row]].tolist())
-        trees = tuple(tree for _, tree in searched[row])
-        record = records.SearchRecord(
-            problem_id=prompt.id,
-            split=prompt.split,
-            prompt=prompt.text,
-            completion=text.decode(completion),
-            prompt_tokens=tuple(encoded[row]),
-            completion_tokens=completion,
-            outcome=float(final["outcome"][row]) if verify is not None else None,
-            seed=seed,
-            settings=dataclasses.asdict(search),
-            positions=tuple(position for position, _ in searched[row]),
-            leaves=_leaves(completion, searched[row]),
-            trees=trees if keep_trees else (),
+    return [
+        Game(
+            record=_record(
+                prompt, ids, completion, outcome if verify is not None else None, moves, text,
+                seed=seed, search=search, keep_trees=keep_trees,
+            ),
+            evaluations=int(count),
         )
-        games.append(Game(record=record, evaluations=int(evaluations[row])))
-    return games
+        for prompt, ids, completion, outcome, moves, count in zip(
+            prompts, encoded, *_completions(state), searched, evaluations, strict=True
+        )
+    ]  # fmt: skip
+
+
+def _completions(state: token_model.State) -> tuple[list[records.Tokens], list[float]]:
+    """What was written after each prompt, and its outcome."""
+    wanted = {"tokens": state.tokens, "length": state.length, "outcome": state.outcome}
+    final = jax.device_get(wanted)
+    rows = zip(final["tokens"].tolist(), final["length"].tolist(), strict=True)
+    return [tuple(tokens[:length]) for tokens, length in rows], final["outcome"].tolist()
+
+
+def _record(
+    prompt: problems.Prompt,
+    prompt_tokens: list[int],
+    completion: records.Tokens,
+    outcome: float | None,
+    searched: list[tuple[records.Position, records.Tree]],
+    text: tokenizer.Tokenizer,
+    *,
+    seed: int,
+    search: gumbel.SearchConfig,
+    keep_trees: bool,
+) -> records.SearchRecord:
+    return records.SearchRecord(
+        problem_id=prompt.id,
+        split=prompt.split,
+        prompt=prompt.text,
+        completion=text.decode(completion),
+        prompt_tokens=tuple(prompt_tokens),
+        completion_tokens=completion,
+        outcome=outcome,
+        seed=seed,
+        settings=dataclasses.asdict(search),
+        positions=tuple(position for position, _ in searched),
+        leaves=_leaves(completion, searched),
+        trees=tuple(tree for _, tree in searched) if keep_trees else (),
+    )
 
 
 def _position(

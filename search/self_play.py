@@ -48,6 +48,8 @@ class SelfPlayConfig:
     """Games searched at once."""
     keep_trees: bool = True
     """Whether records hold the whole search trees."""
+    slice_calls: int = 32
+    """Model calls between two looks at the clock and at signals."""
     save_minutes: float = 10.0
     """A batch that takes longer is saved so often; a stopped one is saved at once."""
     wall_clock_hours: float | None = None
@@ -57,11 +59,21 @@ class SelfPlayConfig:
 
     def __post_init__(self):
         moves = self.random_moves
-        counts = (self.batch_size, self.max_moves, 1 if self.limit is None else self.limit)
-        if min(counts) < 1 or self.first < 0:
+        counts = {
+            "batch_size": self.batch_size,
+            "max_moves": self.max_moves,
+            "slice_calls": self.slice_calls,
+            "limit": 1 if self.limit is None else self.limit,
+        }
+        if min(counts.values()) < 1 or self.first < 0:
             raise ConfigError(
-                "batch_size, max_moves and limit are 1 or more and first is 0 or more; got "
-                f"{self.batch_size=}, {self.max_moves=}, {self.limit=}, {self.first=}."
+                f"{', '.join(counts)} are 1 or more and first is 0 or more; got {counts}, "
+                f"{self.first=}."
+            )
+        if self.save_minutes < 0 or (self.wall_clock_hours or 1) <= 0:
+            raise ConfigError(
+                "save_minutes is 0 or more, and a wall clock is more than 0 hours; got "
+                f"{self.save_minutes=}, {self.wall_clock_hours=}."
             )
         if not moves or min(moves) < 0 or max(moves) >= self.max_moves:
             raise ConfigError(
@@ -162,6 +174,12 @@ def forecast(config: SelfPlayConfig, num_games: int) -> str:
     )
 
 
+def _name_of_games(config: SelfPlayConfig) -> str:
+    """A hash of all settings that decide the games."""
+    same = dataclasses.replace(config, slice_calls=1, save_minutes=0.0, wall_clock_hours=None)
+    return config_json.sha256(same)
+
+
 class _Watch:
     """Looks at the clock between the slices of one batch: saves it, stops it."""
 
@@ -216,8 +234,7 @@ def run(config: SelfPlayConfig, run_folder: Path, *, resume: bool, stop: StopFla
     hours = config.wall_clock_hours
     if hours is None and "SLURM_JOB_ID" in os.environ:
         hours = SLURM_HOURS
-    same = dataclasses.replace(config, save_minutes=10.0, wall_clock_hours=None)
-    belongs_to = config_json.sha256(same)
+    belongs_to = _name_of_games(config)
 
     def is_stopped() -> str | None:
         # What is under way is saved within a slice; a minute is left for it.
@@ -253,6 +270,7 @@ def run(config: SelfPlayConfig, run_folder: Path, *, resume: bool, stop: StopFla
             seed=config.seed,
             keep_trees=config.keep_trees,
             snapshot=snapshots.read(unfinished, named_batch),
+            slice_calls=config.slice_calls,
             watch=_Watch(unfinished, named_batch, 60 * config.save_minutes, is_stopped),
         )
         if played is None:

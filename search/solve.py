@@ -6,13 +6,9 @@ The search has no oracle: it follows the model's own value. The checker speaks o
 import argparse
 import dataclasses
 
-import jax
-
 from configs import game24_system2, load
-from data import problems, tokenizer
-from models import generate, language_model
-from search import self_play, token_model
-from train import checkpoints
+from data import problems
+from search import live, self_play
 from train.errors import ConfigError
 
 
@@ -29,39 +25,14 @@ def solve(checkpoint: str, numbers: list[int], *, simulations: int) -> None:
             f"{' '.join(map(str, numbers))} with {simulations}. Give others."
         )
     problem = problems.game24_problem(numbers)
-    config, name, params = checkpoints.load_params(checkpoint)
-    model, text = language_model.LanguageModel(config), tokenizer.load_tokenizer(name)
     search = dataclasses.replace(game24_system2.ANSWER, num_simulations=simulations)
-
-    (greedy,) = generate.generate_texts(
-        model,
-        params,
-        text,
-        [problem.prompt.text],
-        max_new_tokens=search.action.max_completion_tokens,
-        rng_key=jax.random.key(0),
-        temperature=0.0,
-    )
-    print(f"without search: {_verdict(problem, greedy.text)}")
-    (game,) = self_play.play(
-        token_model.for_tokenizer(model, search.action, text),
-        params,
-        [problem.prompt],
-        [0],
-        text,
+    live.show(
+        live.load(checkpoint),
+        problem.prompt,
         self_play.SelfPlayConfig(search=search),
-        jax.random.key(0),
+        checker=problem.verify,
+        every_seconds=None,
     )
-    print(f"with {simulations} simulations a move: {_verdict(problem, game.record.completion)}")
-    lines = game.record.completion.split("\n")
-    for line, position in zip(lines, game.record.positions, strict=False):
-        print(f"  P(solved) {position.root_value:.2f}  {line}")
-    print(f"  the model read {game.evaluations} tokens")
-
-
-def _verdict(problem: problems.Problem, completion: str) -> str:
-    verdict = "right" if problem.verify(completion) else "wrong"
-    return f"{verdict}  " + completion.replace("\n", " | ")
 
 
 def main(argv: list[str]) -> None:

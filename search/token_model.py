@@ -46,6 +46,8 @@ class ActionConfig:
     """A longer line is a failure; a forced run is cut there."""
     max_completion_tokens: int = 32
     """A longer text is a failure."""
+    empty_line_ends: bool = False
+    """A text also ends with an empty line, as an answer after few-shot examples does."""
 
     def __post_init__(self):
         if self.num_candidates < 2:
@@ -204,7 +206,7 @@ class TokenModel:
             state = self._complete(params, state, start)
         last = state.tokens[rows, jnp.maximum(state.length - 1, 0)]
         moved = state.length > start
-        ended = state.ended | (moved & (last == self.eos_id))
+        ended = state.ended | (moved & self._is_complete(state))
         out_of_room = state.length >= c.max_completion_tokens
         if c.kind == "step":
             out_of_room |= moved & ~jnp.isin(last, jnp.asarray(self.stop_tokens))
@@ -224,11 +226,23 @@ class TokenModel:
             logits = generate.forbid(state.logits, self.forbidden_tokens)
             token = jnp.argmax(logits, axis=-1).astype(jnp.int32)
             state = self._read(params, state, token[:, None], (~state.finished).astype(jnp.int32))
-            ended = state.ended | (~state.finished & (token == self.eos_id))
+            ended = state.ended | (~state.finished & self._is_complete(state))
             finished = state.finished | ended | (state.length >= limit)
             return dataclasses.replace(state, ended=ended, finished=finished)
 
         return jax.lax.while_loop(lambda s: ~jnp.all(s.finished), write, state)
+
+    def _is_complete(self, state: State) -> Bool[Array, "B"]:
+        """Whether the last token that was written ends the text."""
+        rows = jnp.arange(state.length.shape[0])
+        last = state.tokens[rows, jnp.maximum(state.length - 1, 0)]
+        is_complete = (state.length > 0) & (last == self.eos_id)
+        if self.config.empty_line_ends:
+            before = state.tokens[rows, jnp.maximum(state.length - 2, 0)]
+            is_complete |= (
+                (state.length > 1) & (last == self.newline_id) & (before == self.newline_id)
+            )
+        return is_complete
 
     def _complete(self, params, state: State, start: Int[Array, "B"]) -> State:
         """Greedy tokens until every line is closed, or its run not forced any more, or too long."""
@@ -240,6 +254,7 @@ class TokenModel:
             last = state.tokens[rows, jnp.maximum(state.length - 1, 0)]
             limit = jnp.minimum(start + c.max_step_tokens, c.max_completion_tokens)
             is_open = (state.length > start) & ~jnp.isin(last, stops) & (state.length < limit)
+            is_open &= ~self._is_complete(state)
             if c.kind == "forced_run":
                 log_probs = jax.nn.log_softmax(written(state))
                 is_open &= jnp.exp(jnp.max(log_probs, axis=-1)) > c.forced_probability
@@ -286,10 +301,11 @@ def for_tokenizer(
     Raises:
       ConfigError: lines are wanted of a tokenizer that has none.
     """
-    if tokenizer.newline_id is None and config.kind == "step":
+    if tokenizer.newline_id is None and (config.kind == "step" or config.empty_line_ends):
         raise ConfigError(
-            f"step actions end at a newline token; got a tokenizer of {tokenizer.vocab_size} "
-            'tokens without one. Use actions of kind "token".'
+            "step actions, and texts that an empty line ends, need a newline token; got a "
+            f"tokenizer of {tokenizer.vocab_size} tokens without one. Use actions of kind "
+            '"forced_run" or "token", without empty_line_ends.'
         )
     return TokenModel(
         model=model,

@@ -38,6 +38,10 @@ class Metadata:
     tokenizer: str
     tokenizer_fingerprint: str
     data_hash: str
+    longest_text_tokens: int | None = None
+    """Positions that training read; None: not known (older checkpoints)."""
+    has_trained_value: bool | None = None
+    """Whether the value head has learned; None: not known."""
     schema_version: int = SCHEMA_VERSION
 
 

@@ -81,8 +81,28 @@ def set_up(experiment: Experiment) -> Setup:
             tokenizer=experiment.tokenizer,
             tokenizer_fingerprint=tokenizer.fingerprint,
             data_hash=recipe.data_hash,
+            longest_text_tokens=_longest_text(experiment),
+            has_trained_value=_trains_value(experiment),
         ),
     )
+
+
+def _longest_text(experiment: Experiment) -> int:
+    """Tokens of the longest row of any part of a batch."""
+    hybrid = experiment.hybrid
+    lengths = [(experiment.sequence_length_tokens, hybrid.text_batch if hybrid else 1)]
+    if hybrid:
+        lengths.append((hybrid.prefix_tokens + hybrid.candidate_tokens, hybrid.policy_batch))
+        lengths.append((hybrid.path_tokens, hybrid.value_batch))
+    return max(length for length, rows in lengths if rows)
+
+
+def _trains_value(experiment: Experiment) -> bool | None:
+    """None where only the initial checkpoint can have learned values."""
+    if experiment.hybrid and experiment.hybrid.value_batch:
+        if experiment.optimizers.value.peak_learning_rate:
+            return True
+    return False if experiment.initial_checkpoint is None else None
 
 
 def run(
@@ -149,7 +169,7 @@ def _train(
 ) -> None:
     train_step = steps.jit_train_step(setup.recipe.loss_fn, setup.optimizer, setup.shardings)
     put = _put_on(setup.mesh)
-    validate = _validation(experiment, setup, put)
+    validate = _validation(experiment, setup, _put_on(setup.mesh))  # of text, whatever is trained
     step = int(state.step)
     running: tuple[int, steps.Metrics] | None = None  # dispatched, its metrics not yet fetched
 

@@ -51,7 +51,8 @@ def taylor_attention(
     """The sums in O(T); arguments and results as in `reference.taylor_attention`.
 
     Args:
-      chunk_size: rounded up to whole blocks of tokens (128); 1024 if None.
+      chunk_size: rounded up to whole blocks of tokens (128). None: 1024, or all tokens at once
+        where that is faster.
       blocks: for tuning.
     """
     del precision  # products are bfloat16, sums float32
@@ -60,6 +61,9 @@ def taylor_attention(
         raise NotImplementedError(f"mosaic_gpu {reason} Use implementation='xla'.")
     batch_size, length, num_kv_heads, group, head_dim = query_BTKGH.shape
     value_dim, order = value_BTKE.shape[-1], coefficients.shape[-1] - 1
+    needs_state = initial_state is not None or return_state
+    if blocks is None and chunk_size is None and not needs_state:
+        chunk_size = _one_chunk(length, features.num_features(head_dim, order))
     blocks = _fitting(blocks or BlockSizes(), head_dim, value_dim, order)
     assert blocks is not None
     chunk = _up(min(chunk_size or blocks.chunk, length), blocks.tokens)
@@ -90,7 +94,7 @@ def taylor_attention(
         jnp.repeat(marks.run_start, group, axis=0),
     )
     state = None
-    if padded > blocks.chunk or initial_state is not None or return_state:
+    if padded > blocks.chunk or needs_state:
         if initial_state is None:
             initial_state = states.empty_state(
                 batch_size=batch_size,
@@ -137,6 +141,13 @@ def _platform() -> str | None:
         return f"a {jax.default_backend()}"
     capability = str(getattr(jax.devices()[0], "compute_capability", "unknown"))
     return None if capability == "9.0" else f"compute capability {capability}"
+
+
+def _one_chunk(length: int, num_features: int) -> int | None:
+    """All tokens, where the quadratic form alone is faster than chunks: on an H200, with 153 to
+    2,145 features, at 4,096 and 8,192 tokens (docs/experiments.md, 2026-11-27).
+    """
+    return length if length <= (4096 if num_features < 256 else 8192) else None
 
 
 def _up(n: int, multiple: int) -> int:

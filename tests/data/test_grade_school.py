@@ -106,12 +106,16 @@ def test_a_question_says_its_template_and_numbers(many):
         assert by_question.setdefault(told, key) == key
 
 
-@pytest.mark.parametrize(("name", "max_steps"), [("grade_school", 6), ("grade_school_short", 3)])
-def test_it_is_a_problem_set(name, max_steps):
+@pytest.mark.parametrize(
+    ("name", "max_steps", "largest"),
+    [("grade_school", 6, 999), ("grade_school_short", 3, 999), ("grade_school_small", 3, 99)],
+)
+def test_it_is_a_problem_set(name, max_steps, largest):
     loaded = problems.load_problems(name, "validation")
     assert len({one.prompt.id for one in loaded}) == 500
-    told = grade_school.problem_set("validation", max_steps)
+    told = grade_school.problem_set("validation", max_steps, largest)
     assert max(one.num_steps for one in told) == max_steps
+    assert largest / 2 < max(one.largest for one in told) <= largest
     first, problem = loaded[0], told[0]
     assert first.prompt.id == f"{name}/validation/0"
     assert first.prompt.text == problem.question + "\n"
@@ -124,6 +128,30 @@ def test_wrong_steps_are_refused():
     for steps in ({"min_steps": 1}, {"max_steps": 7}, {"min_steps": 4, "max_steps": 3}):
         with pytest.raises(DataError, match="2 to 6 steps"):
             next(grade_school.problems(0, **steps))
+
+
+def test_numbers_can_be_limited():
+    small = list(itertools.islice(grade_school.problems(0, max_steps=3, largest=99), 200))
+    written = [set(map(int, re.findall(r"[0-9]+", one.question + one.answer))) for one in small]
+    assert [max(numbers - {100}) for numbers in written] == [one.largest for one in small]
+    assert max(one.largest for one in small) <= 99
+    every = itertools.islice(grade_school.problems(0, max_steps=3), 200)
+    fitting = [one for one in every if one.largest <= 99]
+    assert fitting == small[: len(fitting)] and fitting
+    with pytest.raises(DataError, match="up to 99 or more; got largest=98"):
+        next(grade_school.problems(0, largest=98))
+
+
+def test_calculations_alone_are_training_text(many):
+    source = grade_school.CalculationSource(num_problems=5)
+    text = tokenizer.load_tokenizer("grade_school")
+    found = source.documents(text, 32)
+    read = [text.decode(part) for part in np.split(found.tokens, found.starts[1:])]
+    told = [line for one in many[:5] for line in re.findall(r"<<[^>]*>>", one.answer)]
+    assert read == [f" = {line}" for line in told]
+    assert text.decode(found.tokens[found.is_counted]) == "".join(
+        line.partition("=")[2] for line in told
+    )
 
 
 @pytest.mark.parametrize("max_steps", [2, 3])

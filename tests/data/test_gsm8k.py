@@ -1,4 +1,5 @@
 import json
+import lzma
 
 import pytest
 
@@ -30,14 +31,32 @@ def test_gsm8k_is_a_problem_set(data_file, name):
     assert loaded[0].verify("It is 18") == (name == "gsm8k_flexible")
 
 
-def test_math500_is_for_evaluation_only(data_file):
+def test_math500_is_a_problem_set(data_file):
     data_file(math500.FILE)
     loaded = problems.load_problems("math500", "test")
     assert len(loaded) == len({one.prompt.id for one in loaded}) == 500
     assert loaded[0].prompt.id == "math500/test/precalculus/807.json"
     assert loaded[0].verify("so $\\boxed{(3, \\pi/2)}$") and not loaded[0].verify("$(3, \\pi/2)$")
-    with pytest.raises(DataError, match="for evaluation"):
-        problems.load_problems("math500", "train")
+
+
+def test_the_rest_of_math_is_split_as_gsm8k_is(tmp_path, monkeypatch):
+    rows = [
+        {"problem": f"{n}+0?", "answer": str(n), "unique_id": f"train/algebra/{n}.json"}
+        for n in range(30)
+    ]
+    (tmp_path / "math").mkdir()
+    text = "".join(json.dumps(row) + "\n" for row in rows)
+    (tmp_path / "math" / "math500_train.jsonl.xz").write_bytes(lzma.compress(text.encode()))
+    monkeypatch.setenv("TAYLORZERO_DATA", str(tmp_path))
+    math500._rows.cache_clear()
+    sizes = {name: len(problems.load_problems("math500", name)) for name in ("train", "validation")}
+    assert sizes == {"train": 28, "validation": 2}
+    held_out = problems.load_problems("math500", "validation")[1]
+    assert held_out.prompt.id == "math500/train/algebra/29.json"
+    assert held_out.prompt.text == "29+0?\n" and held_out.verify("\\boxed{29}")
+    with pytest.raises(DataError, match="split of math500"):
+        problems.load_problems("math500", "dev")
+    math500._rows.cache_clear()
 
 
 def test_missing_files_are_named_with_where_to_put_them(tmp_path, monkeypatch):

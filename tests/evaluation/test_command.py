@@ -49,10 +49,14 @@ def test_one_option_says_how_long_every_text_may_be(longest):
 def test_curves_match_every_search():
     config = command.make_config("runs/x", command.Options(table="curves", simulations=(8, 32)))
     names = [method.name for method in config.methods]
+    variants = ("plan", "reuse", "puct", "rollout", "8-leaves")
     assert names == [
         "greedy", "search-8", "search-32", "search-50", "beam-1", "beam-2", "beam-4", "beam-8",
         "beam-16", "best-of-n-search-8", "best-of-n-search-32", "best-of-n-search-50",
-        "beam-64-search-50", "best-of-n-search-50-min-p-0-05",
+        "beam-64-search-50",
+        *(f"search-{n}-{variant}" for variant in variants for n in (8, 32, 50)),
+        *(f"search-{n}-tokens" for n in (8, 32, 50)),
+        "best-of-n-search-50-min-p-0-05",
     ]  # fmt: skip
     sampled = [method for method in config.methods if isinstance(method, BestOfN)]
     assert ["chance" in method.choices for method in sampled] == [False, False, True, False]

@@ -206,6 +206,16 @@ def test_the_goal_shape_lowers_for_an_h200():
     assert text.count("@mosaic_gpu") == 5
 
 
+@pytest.mark.parametrize(
+    ("length", "width", "num_kernels"),
+    [(4096, 16, 1), (8192, 64, 1), (4224, 16, 5), (8320, 64, 5)],
+)
+def test_a_short_text_is_one_chunk(length, width, num_kernels):
+    """Order 2: 153 features up to 4,096 tokens, 2,145 up to 8,192; beyond it through states."""
+    text = lower(1, length, 1, 1, width, 64, 2, gradient=False).as_text()
+    assert text.count("@mosaic_gpu") == num_kernels
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize(
     ("width", "order", "group", "value_width"),
@@ -219,7 +229,7 @@ def test_the_goal_shape_lowers_for_an_h200():
     ],
 )
 def test_gradients_of_the_target_shapes_lower_for_an_h200(width, order, group, value_width):
-    text = lower(1, 8192, 4, group, width, value_width, order, gradient=True).as_text()
+    text = lower(1, 16_384, 4, group, width, value_width, order, gradient=True).as_text()
     # five forward; two slopes, sums, read and two prefixes backward; dq, dk and dv
     assert text.count("@mosaic_gpu") == 13
 

@@ -3,14 +3,10 @@
 import shutil
 import sys
 
-import jax
 import pytest
 
 from configs import load
-from data import tokenizer
-from models import language_model, transformer
 from search import __main__ as command
-from train import checkpoints
 from train.errors import EXIT_CONFIG, EXIT_DATA, EXIT_OK, EXIT_PREEMPTED
 
 MINUSCULE = [
@@ -34,17 +30,8 @@ def search(monkeypatch, capsys):
 
 
 @pytest.fixture
-def checkpoint(tmp_path):
-    text = tokenizer.load_tokenizer("game24")
-    config = transformer.TransformerConfig(
-        vocab_size=text.vocab_size, width=8, num_layers=1, num_heads=1, head_dim=8
-    )
-    metadata = checkpoints.Metadata(
-        model=config, tokenizer="game24", tokenizer_fingerprint=text.fingerprint, data_hash=""
-    )
-    params = language_model.LanguageModel(config).init(jax.random.key(0))
-    checkpoints.save_params(tmp_path / "model", params, metadata, dtype="float32")
-    return tmp_path / "model"
+def checkpoint(save_model):
+    return save_model()
 
 
 def files(folder):

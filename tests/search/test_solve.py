@@ -1,27 +1,13 @@
-import jax
 import pytest
 
-from data import tokenizer
 from data.errors import DataError
-from models import language_model, transformer
 from search import solve
-from train import checkpoints
 from train.errors import ConfigError
-
-TEXT = tokenizer.load_tokenizer("game24")
-CONFIG = transformer.TransformerConfig(
-    vocab_size=TEXT.vocab_size, width=16, num_layers=1, num_heads=2, head_dim=8
-)
 
 
 @pytest.fixture
-def checkpoint(tmp_path):
-    metadata = checkpoints.Metadata(
-        model=CONFIG, tokenizer="game24", tokenizer_fingerprint=TEXT.fingerprint, data_hash=""
-    )
-    params = language_model.LanguageModel(CONFIG).init(jax.random.key(0))
-    checkpoints.save_params(tmp_path / "model", params, metadata, dtype="float32")
-    return str(tmp_path / "model")
+def checkpoint(save_model):
+    return str(save_model())
 
 
 def test_an_untrained_model_is_wrong_both_ways(checkpoint, capsys):

@@ -10,6 +10,7 @@ import pytest
 from data import tokenizer
 from models import attention, language_model, transformer
 from search import engine, gumbel, token_model
+from train.errors import ConfigError
 
 EOS, NEWLINE, VOCAB = 1, 2, 7
 CONFIG = transformer.TransformerConfig(
@@ -115,6 +116,44 @@ def test_a_forced_run_goes_on_while_the_model_is_sure(forced_probability):
             assert bool(state.finished[row]) == (text[-1] == EOS)
             lengths.append(len(text) - num_before)
     assert max(lengths) == (1 if forced_probability == 1 else 4)
+
+
+@pytest.mark.parametrize(
+    ("kind", "empty_line_ends"),
+    [("token", True), ("step", True), ("forced_run", True), ("forced_run", False)],
+)
+def test_an_empty_line_ends_a_text_if_asked_for(kind, empty_line_ends):
+    """Of a forced run, sure of everything, too: it does not write beyond it."""
+    action = token_model.ActionConfig(
+        kind=kind,
+        num_candidates=VOCAB,
+        opening_tokens=1,
+        forced_probability=1e-6 if kind == "forced_run" else 1.0,
+        max_step_tokens=4,
+        max_completion_tokens=10,
+        empty_line_ends=empty_line_ends,
+    )
+    dynamics, state = start(action)
+    only = jax.tree.map(jnp.zeros_like, PARAMS)  # all logits 0: greedily token 0, and any other
+    written = []
+    for _ in range(2):
+        state = dynamics.propose(only, state)
+        newline = jnp.argmax(state.candidates.tokens[:, :, 0] == NEWLINE, axis=1)
+        state = dynamics.act(only, state, newline)
+        written.append(state.tokens[0, : int(state.length[0])].tolist())
+        if kind == "forced_run" and len(written) == 1:  # a run went on after the first line end
+            assert written[0] == [NEWLINE, 0, 0, 0]
+            state = dataclasses.replace(state, length=jnp.ones_like(state.length))
+    assert written[1][:2] == [NEWLINE, NEWLINE]
+    assert bool(state.ended.all()) == empty_line_ends
+    assert len(written[1]) == (2 if empty_line_ends or kind != "forced_run" else 5)
+
+
+def test_an_empty_line_needs_line_ends():
+    words = tokenizer.load_tokenizer("symbols-5")
+    action = token_model.ActionConfig(kind="token", num_candidates=2, empty_line_ends=True)
+    with pytest.raises(ConfigError, match="need a newline token; got a tokenizer of 7 tokens"):
+        token_model.for_tokenizer(MODEL, action, words)
 
 
 @pytest.mark.parametrize("kind", ["token", "step"])

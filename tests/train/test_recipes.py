@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from data import records
+from data.documents import LegalPlaySource
 from data.hybrid import HybridConfig, RecordSource
 from data.tokenizer import load_tokenizer
 from models.language_model import LanguageModel
@@ -67,6 +68,25 @@ def test_all_parts_of_the_hybrid_loss_fall(trained):
         "text_loss_nats_per_token",
     ):
         assert lines[-1][name] < lines[0][name], name
+
+
+def test_text_is_held_out_beside_a_hybrid_run(hybrid_experiment, tmp_path):
+    held_out = (LegalPlaySource(num_plays=40, seed=1),)
+    loop.run(hybrid_experiment(validation_sources=held_out, train_steps=3), tmp_path)
+    lines = [line for line in log(tmp_path) if "validation_text_loss_nats_per_token" in line]
+    assert [line["step"] for line in lines] == [0, 3]
+
+
+def test_a_checkpoint_knows_what_was_trained(trained, hybrid_experiment, minuscule):
+    """So that a search can warn of a value that never learned, and of texts that are too long."""
+    saved = checkpoints.read_metadata(checkpoints.find_step(trained[1]))
+    assert (saved.has_trained_value, saved.longest_text_tokens) == (True, 32 + 12)  # and one move
+    text = loop.set_up(minuscule()).metadata
+    assert (text.has_trained_value, text.longest_text_tokens) == (False, 32)
+    on_from_another = loop.set_up(minuscule(initial_checkpoint="elsewhere")).metadata
+    assert on_from_another.has_trained_value is None
+    frozen = OptimizersConfig(policy=OptimizerConfig(peak_learning_rate=1e-2))
+    assert loop.set_up(hybrid_experiment(optimizers=frozen)).metadata.has_trained_value is False
 
 
 def test_hybrid_training_resumes_bit_for_bit(trained, tmp_path):
