@@ -177,7 +177,12 @@ def measure(config: Benchmark, *, shape: str, side: str, direction: str, length:
 
     results = []
     for num_devices in sorted({1, 1 if on_gpu or side != "taylor" else jax.device_count()}):
-        mesh = jax.make_mesh((num_devices,), ("heads",), devices=jax.devices()[:num_devices])
+        mesh = jax.make_mesh(
+            (num_devices,),
+            ("heads",),
+            axis_types=(jax.sharding.AxisType.Auto,),
+            devices=jax.devices()[:num_devices],
+        )
         by_heads = jax.sharding.PartitionSpec(None, None, "heads")
         arguments = jax.device_put(
             (query, key, value, cotangent), jax.sharding.NamedSharding(mesh, by_heads)

@@ -26,6 +26,8 @@ from kernels.taylor_attention import state as states
 from kernels.taylor_attention.state import TaylorState
 
 CHUNK_SIZE = 128
+# On a CPU, where a state is small, the work inside a chunk weighs more than passes over the state.
+SMALL_CHUNK_SIZE, SMALL_FEATURES = 64, 512
 GROUP_FLOATS = 1 << 15  # features of one group of lanes: a few such arrays fit a core's cache
 
 
@@ -75,8 +77,12 @@ def taylor_attention(
         state_BKPF = jnp.zeros_like(key_BTKH, coefficients.dtype, shape=shape)
     else:
         state_BKPF = _stacked(initial_state) * one
+    if chunk_size is None:
+        chunk_size = CHUNK_SIZE
+        if jax.default_backend() == "cpu" and state_BKPF.shape[-2] <= SMALL_FEATURES:
+            chunk_size = SMALL_CHUNK_SIZE
     sums_BTKGF, state_BKPF = _sums(
-        (min(chunk_size or CHUNK_SIZE, length), precision),
+        (min(chunk_size, length), precision),
         query_BTKGH,
         key_BTKH,
         value_BTKE,
