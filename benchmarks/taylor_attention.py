@@ -176,7 +176,8 @@ def measure(config: Benchmark, *, shape: str, side: str, direction: str, length:
         return jax.vjp(attend, query, key, value)[1](cotangent)
 
     results = []
-    for num_devices in sorted({1, 1 if on_gpu or side != "taylor" else jax.device_count()}):
+    by_core = side == "taylor" and jax.default_backend() == "cpu"
+    for num_devices in sorted({1, jax.device_count() if by_core else 1}):
         mesh = jax.make_mesh(
             (num_devices,),
             ("heads",),

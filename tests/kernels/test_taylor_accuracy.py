@@ -244,7 +244,6 @@ def test_eight_devices_equal_one(layout):
 def without(**replaced):
     """`_Lanes.factors` whose factors lack something."""
     original = xla._Lanes.factors
-
     return lambda self, *arguments: original(self, *arguments)._replace(**replaced)
 
 
