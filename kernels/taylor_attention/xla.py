@@ -4,13 +4,14 @@
     S'     = b S + sum_{s in the chunk} a_s phi(k_s) [v_s, 1]
 
 S is what the chunks before have left; the factors f, a, b hold the decay and forget other runs. A
-scan over chunks carries S. The backward pass is by hand: the forward scan saves S before every
-chunk (and no feature), one reversed scan carries the cotangent of S and gives the cotangents of
-query, key and value chunk by chunk.
+scan over the chunks of all heads carries S. The backward pass is by hand: the forward scan saves S
+before every chunk (and no feature), one reversed scan carries the cotangent of S and gives the
+cotangents of query, key and value chunk by chunk.
 
-Layout: tokens come last and a row of ones stands below the values, so that numerator and
-denominator share their products. Letters: c chunks, g = G C the queries of a chunk, s its keys,
-F = E + 1. The G query heads of a key head lie side by side.
+Layout: rows are tokens, as in the arguments, so that a chunk is copied and not transposed; features
+alone have tokens last. A column of ones stands beside the values, so that numerator and denominator
+share their products. Letters: m lanes worked on side by side, c chunks, g = G C the queries of a
+chunk, s its keys, F = E + 1. The G query heads of a key head follow one another.
 """
 
 import functools
@@ -25,7 +26,9 @@ from kernels.taylor_attention import state as states
 from kernels.taylor_attention.state import TaylorState
 
 CHUNK_SIZE = 128
-GROUP_FLOATS = 1 << 19  # features of one group of lanes: what a second-level cache holds
+# On a CPU, where a state is small, the work inside a chunk weighs more than passes over the state.
+SMALL_CHUNK_SIZE, SMALL_FEATURES = 64, 512
+GROUP_FLOATS = 1 << 15  # features of one group of lanes: a few such arrays fit a core's cache
 
 
 def taylor_attention(
@@ -70,22 +73,26 @@ def taylor_attention(
     coefficients = coefficients * one
     if initial_state is None:
         num_features = features.num_features(head_dim, order)
-        shape = (batch_size, num_kv_heads, value_dim + 1, num_features)
-        state_BKFP = jnp.zeros_like(key_BTKH, coefficients.dtype, shape=shape)
+        shape = (batch_size, num_kv_heads, num_features, value_dim + 1)
+        state_BKPF = jnp.zeros_like(key_BTKH, coefficients.dtype, shape=shape)
     else:
-        state_BKFP = _stacked(initial_state) * one
-    sums_BTKGF, state_BKFP = _sums(
-        (min(chunk_size or CHUNK_SIZE, length), precision),
+        state_BKPF = _stacked(initial_state) * one
+    if chunk_size is None:
+        chunk_size = CHUNK_SIZE
+        if jax.default_backend() == "cpu" and state_BKPF.shape[-2] <= SMALL_FEATURES:
+            chunk_size = SMALL_CHUNK_SIZE
+    sums_BTKGF, state_BKPF = _sums(
+        (min(chunk_size, length), precision),
         query_BTKGH,
         key_BTKH,
         value_BTKE,
         jnp.broadcast_to(coefficients.reshape(-1, order + 1), (num_kv_heads, order + 1)),
-        state_BKFP,
+        state_BKPF,
         log_decay_K,
         runs,
     )
     numerator, denominator = sums_BTKGF[..., :-1], sums_BTKGF[..., -1]
-    return (numerator, denominator), _unstacked(state_BKFP) if return_state else None
+    return (numerator, denominator), _unstacked(state_BKPF) if return_state else None
 
 
 def fold(
@@ -119,15 +126,15 @@ def fold(
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
-def _sums(static, query_BTKGH, key_BTKH, value_BTKE, coefficients_K, state_BKFP, log_decay_K, runs):
-    """(sums [B, T, K, G, F], the state after the last token [B, K, F, P])."""
+def _sums(static, query_BTKGH, key_BTKH, value_BTKE, coefficients_K, state_BKPF, log_decay_K, runs):
+    """(sums [B, T, K, G, F], the state after the last token [B, K, P, F])."""
     sums, state, _ = _forward(
         static,
         query_BTKGH,
         key_BTKH,
         value_BTKE,
         coefficients_K,
-        state_BKFP,
+        state_BKPF,
         log_decay_K,
         runs,
         save=False,
@@ -145,44 +152,43 @@ def _forward(static, query, key, value, coefficients_K, state, log_decay_K, runs
     chunk_size, precision = static
     dtype = coefficients_K.dtype
     einsum = functools.partial(jnp.einsum, precision=precision)
-    order = coefficients_K.shape[-1] - 1
-    lanes = _Lanes(query.shape, chunk_size, state.shape[-1])
+    order, head_dim = coefficients_K.shape[-1] - 1, query.shape[-1]
+    lanes = _Lanes(query.shape, chunk_size, state.shape[-2])
+    coefficients = lanes.split_heads(coefficients_K)
+    log_decay = lanes.split_heads(log_decay_K)
+    initial = lanes.split(state)
 
-    def one_group(group):
-        query, key, value, coefficients, state, log_decay, runs = group
-        weights = features.weights(coefficients, query.shape[-2])[:, None]  # [m, 1, P]
-        factors_of = lanes.factors(log_decay, dtype)
+    def one_chunk(carry, step):
+        state, last = carry
+        lane, chunk, count, query, key, value, runs = step
+        query, key, value = query.astype(dtype), key.astype(dtype), value.astype(dtype)
+        state = jnp.where(chunk == 0, initial[lane], state)
+        factors = lanes.factors(_at(log_decay, lane), runs, count, dtype)
+        score = einsum("mgh,msh->mgs", query, key)
+        weight = features.polynomial(score, coefficients[lane][:, None, None])
+        weight = _times(jnp.where(factors.visible, weight, 0), factors.pair)
+        weights = features.weights(coefficients[lane], head_dim)[..., None]  # [m, P, 1]
+        phi_query = features.products(query.mT, order)
+        past = einsum("mpg,mpf->mgf", phi_query, state * weights)
+        sums = einsum("mgs,msf->mgf", weight, value) + _times(past, factors.query)
+        phi_key = features.products(key.mT, order)
+        after = einsum("mps,msf->mpf", phi_key, _times(value, factors.key))
+        after = after + _times(state, factors.state)
+        # The state of a lane is overwritten until its last chunk.
+        last = jax.lax.dynamic_update_index_in_dim(last, after, lane, axis=0)
+        return (after, last), (sums, state if save else None)
 
-        def one_chunk(state, chunk):
-            query, key, value, runs, count = chunk
-            query, key, value = query.astype(dtype), key.astype(dtype), value.astype(dtype)
-            factors = factors_of(runs, count)
-            score = einsum("mhs,mhg->msg", key, query)
-            weight = features.polynomial(score, coefficients[:, None, None])
-            weight = jnp.where(factors.visible, weight, 0)
-            past = einsum("mfp,mpg->mfg", state * weights, features.products(query, order))
-            sums = einsum("mfs,msg->mfg", value, _times(weight, factors.pair))
-            sums = sums + _times(past, factors.query)
-            after = _times(state, factors.state) + einsum(
-                "mfs,mps->mfp", _times(value, factors.key), features.products(key, order)
-            )
-            return after, (sums, state if save else None)
-
-        return jax.lax.scan(one_chunk, state, (query, key, value, runs, lanes.counts))
-
-    state, (sums, saved) = jax.lax.map(
-        one_group,
-        (
-            lanes.split_queries(query),
-            lanes.split_keys(key),
-            lanes.split_keys(_with_ones(value)),
-            lanes.split(jnp.broadcast_to(coefficients_K, (query.shape[0], *coefficients_K.shape))),
-            lanes.split(state),
-            lanes.split_decay(log_decay_K),
-            lanes.split_runs(runs),
-        ),
+    steps = (
+        lanes.lane,
+        lanes.chunk,
+        lanes.count,
+        lanes.split_queries(query),
+        lanes.split_keys(key),
+        lanes.split_keys(_with_ones(value)),
+        lanes.split_runs(runs),
     )
-    return lanes.join_queries(sums), lanes.join(state), saved
+    (_, last), (sums, saved) = jax.lax.scan(one_chunk, (initial[0], initial), steps)
+    return lanes.join_queries(sums), lanes.join(last), saved
 
 
 def _sums_bwd(static, residuals, cotangents):
@@ -191,86 +197,78 @@ def _sums_bwd(static, residuals, cotangents):
     chunk_size, precision = static
     dtype = coefficients_K.dtype
     einsum = functools.partial(jnp.einsum, precision=precision)
-    order = coefficients_K.shape[-1] - 1
-    lanes = _Lanes(query.shape, chunk_size, state_bar.shape[-1])
+    order, head_dim = coefficients_K.shape[-1] - 1, query.shape[-1]
+    lanes = _Lanes(query.shape, chunk_size, state_bar.shape[-2])
+    coefficients = lanes.split_heads(coefficients_K)
+    slopes = coefficients[..., 1:] * np.arange(1, order + 1, dtype=dtype)  # of w'
+    log_decay = lanes.split_heads(log_decay_K)
+    last_bar = lanes.split(state_bar)
 
-    def one_group(group):
-        query, key, value, sums_bar, saved, coefficients, state_bar, log_decay, runs = group
-        weights = features.weights(coefficients, query.shape[-2])[:, None]
-        slope = coefficients[:, 1:] * np.arange(1, order + 1, dtype=dtype)  # of w'
-        factors_of = lanes.factors(log_decay, dtype)
+    def one_chunk(carry, step):
+        after_bar, initial_bar = carry
+        lane, chunk, count, query, key, value, sums_bar, before, runs = step
+        query, key, value = query.astype(dtype), key.astype(dtype), value.astype(dtype)
+        after_bar = jnp.where(chunk == lanes.num_chunks - 1, last_bar[lane], after_bar)
+        weights = features.weights(coefficients[lane], head_dim)[..., None]
+        factors = lanes.factors(_at(log_decay, lane), runs, count, dtype)
+        # The queries read the state before the chunk.
+        query_, key_ = (features.away_from_zero(x.mT) for x in (query, key))  # [m, H, g]
+        phi_query, phi_key = features.products(query_, order), features.products(key_, order)
+        past_bar = _times(sums_bar, factors.query)
+        phi_query_bar = einsum("mpf,mgf->mpg", before * weights, past_bar)
+        read_bar = einsum("mpg,mgf->mpf", phi_query, past_bar)
+        before_bar = _times(after_bar, factors.state) + weights * read_bar
+        # The keys write the state after it.
+        phi_key_bar = einsum("mpf,msf->mps", after_bar, _times(value, factors.key))
+        value_bar = _times(einsum("mps,mpf->msf", phi_key, after_bar), factors.key)
+        # The weights inside the chunk.
+        score = einsum("mgh,msh->mgs", query, key)
+        weight = features.polynomial(score, coefficients[lane][:, None, None])
+        weight = _times(jnp.where(factors.visible, weight, 0), factors.pair)
+        value_bar = value_bar + einsum("mgs,mgf->msf", weight, sums_bar)
+        weight_bar = _times(einsum("mgf,msf->mgs", sums_bar, value), factors.pair)
+        weight_bar = jnp.where(factors.visible, weight_bar, 0)
+        query_bar, key_bar = jnp.zeros_like(query), jnp.zeros_like(key)
+        if order:
+            score_bar = weight_bar * features.polynomial(score, slopes[lane][:, None, None])
+            query_bar = einsum("mgs,msh->mgh", score_bar, key)
+            query_bar += features.pull_back(query_, phi_query, phi_query_bar, order).mT
+            key_bar = einsum("mgs,mgh->msh", score_bar, query)
+            key_bar += features.pull_back(key_, phi_key, phi_key_bar, order).mT
+        monomial_bar = (before * read_bar).sum(-1)
+        coefficients_bar = features.weights_transpose(monomial_bar, head_dim, order)
+        power_bars = [weight_bar.sum((1, 2))]
+        for _ in range(order):
+            weight_bar = weight_bar * score
+            power_bars.append(weight_bar.sum((1, 2)))
+        coefficients_bar += jnp.stack(power_bars, -1)
+        # The cotangent of a lane's state is overwritten until its first chunk.
+        initial_bar = jax.lax.dynamic_update_index_in_dim(initial_bar, before_bar, lane, axis=0)
+        bars = query_bar, key_bar, value_bar[..., :-1], coefficients_bar
+        return (before_bar, initial_bar), bars
 
-        def one_chunk(carry, chunk):
-            after_bar, inner_bar, monomial_bar = carry
-            query, key, value, sums_bar, before, runs, count = chunk
-            query, key, value = query.astype(dtype), key.astype(dtype), value.astype(dtype)
-            factors = factors_of(runs, count)
-            # The queries read the state before the chunk.
-            query_, key_ = features.away_from_zero(query), features.away_from_zero(key)
-            phi_query, phi_key = features.products(query_, order), features.products(key_, order)
-            past_bar = _times(sums_bar, factors.query)
-            phi_query_bar = einsum("mfp,mfg->mpg", before * weights, past_bar)
-            read_bar = einsum("mfg,mpg->mfp", past_bar, phi_query)
-            before_bar = _times(after_bar, factors.state) + weights * read_bar
-            # The keys write the state after it.
-            phi_key_bar = einsum("mfp,mfs->mps", after_bar, _times(value, factors.key))
-            value_bar = _times(einsum("mfp,mps->mfs", after_bar, phi_key), factors.key)
-            # The weights inside the chunk.
-            score = einsum("mhs,mhg->msg", key, query)
-            weight = features.polynomial(score, coefficients[:, None, None])
-            weight = _times(jnp.where(factors.visible, weight, 0), factors.pair)
-            value_bar = value_bar + einsum("mfg,msg->mfs", sums_bar, weight)
-            weight_bar = _times(einsum("mfs,mfg->msg", value, sums_bar), factors.pair)
-            weight_bar = jnp.where(factors.visible, weight_bar, 0)
-            query_bar, key_bar = jnp.zeros_like(query), jnp.zeros_like(key)
-            if order:
-                score_bar = weight_bar * features.polynomial(score, slope[:, None, None])
-                query_bar = einsum("mhs,msg->mhg", key, score_bar)
-                query_bar += features.pull_back(query_, phi_query, phi_query_bar, order)
-                key_bar = einsum("mhg,msg->mhs", query, score_bar)
-                key_bar += features.pull_back(key_, phi_key, phi_key_bar, order)
-            power_bars = [weight_bar.sum((1, 2))]
-            for _ in range(order):
-                weight_bar = weight_bar * score
-                power_bars.append(weight_bar.sum((1, 2)))
-            inner_bar += jnp.stack(power_bars, -1)
-            monomial_bar += (before * read_bar).sum(1)
-            return (before_bar, inner_bar, monomial_bar), (
-                query_bar,
-                key_bar,
-                value_bar[:, :-1],
-            )
-
-        zeros = (
-            jnp.zeros_like(sums_bar, dtype, shape=coefficients.shape),
-            jnp.zeros_like(sums_bar, dtype, shape=state_bar[:, 0].shape),
-        )
-        chunks = query, key, value, sums_bar, saved, runs, lanes.counts
-        carry, bars = jax.lax.scan(one_chunk, (state_bar, *zeros), chunks, reverse=True)
-        before_bar, inner_bar, monomial_bar = carry
-        inner_bar += features.weights_transpose(monomial_bar, query.shape[-2], order)
-        return before_bar, inner_bar, *bars
-
-    state_bar, coefficients_bar, query_bar, key_bar, value_bar = jax.lax.map(
-        one_group,
-        (
-            lanes.split_queries(query),
-            lanes.split_keys(key),
-            lanes.split_keys(_with_ones(value)),
-            lanes.split_queries(sums_bar),
-            saved,
-            lanes.split(jnp.broadcast_to(coefficients_K, (query.shape[0], *coefficients_K.shape))),
-            lanes.split(state_bar),
-            lanes.split_decay(log_decay_K),
-            lanes.split_runs(runs),
-        ),
+    steps = (
+        lanes.lane,
+        lanes.chunk,
+        lanes.count,
+        lanes.split_queries(query),
+        lanes.split_keys(key),
+        lanes.split_keys(_with_ones(value)),
+        lanes.split_queries(sums_bar),
+        saved,
+        lanes.split_runs(runs),
     )
+    (_, initial_bar), (*bars, coefficients_bar) = jax.lax.scan(
+        one_chunk, (last_bar[0], last_bar), steps, reverse=True
+    )
+    coefficients_bar = coefficients_bar.reshape(-1, lanes.num_chunks, lanes.size, order + 1)
+    query_bar, key_bar, value_bar = (lanes.join_queries(x) for x in bars)
     return (
-        lanes.join_queries(query_bar).astype(query.dtype),
-        lanes.join_queries(key_bar)[:, :, :, 0].astype(key.dtype),
-        lanes.join_queries(value_bar)[:, :, :, 0].astype(value.dtype),
-        lanes.join(coefficients_bar).sum(0),
-        lanes.join(state_bar),
+        query_bar.astype(query.dtype),
+        key_bar[:, :, :, 0].astype(key.dtype),
+        value_bar[:, :, :, 0].astype(value.dtype),
+        lanes.join(coefficients_bar.sum(1)).sum(0),
+        lanes.join(initial_bar),
         None,  # decay and runs are constants
         None,
     )
@@ -283,10 +281,10 @@ class _Factors(typing.NamedTuple):
     """What decay and runs multiply in a chunk; None where neither is given.
 
     Attributes:
-      visible: bool [m or 1, C, G C], whether the key (row) is seen by the query (column).
-      pair: [m, C, G C], the decay from key to query.
-      query: [m, 1, G C], of what a token reads from the state; 0 for one of a later run.
-      key: [m, 1, C], of what a token adds to the state; 0 if its run ends in the chunk.
+      visible: bool [m or 1, G C, C], whether the query (row) sees the key (column).
+      pair: [m, G C, C], the decay from key to query.
+      query: [m, G C, 1], of what a token reads from the state; 0 for one of a later run.
+      key: [m, C, 1], of what a token adds to the state; 0 if its run ends in the chunk.
       state: [m, 1, 1], of the state before the chunk in the state after it.
     """
 
@@ -298,9 +296,10 @@ class _Factors(typing.NamedTuple):
 
 
 class _Lanes:
-    """The B K pairs of row and key head, cut into groups of m that are worked on side by side.
+    """The B K pairs of row and key head, cut into L groups of m that are worked on side by side.
 
-    A group is small enough for its features to stay near the processor.
+    The steps of a scan are the chunks of the first group, then those of the second, and so on. On a
+    CPU a group is small enough for its features to stay near the core; elsewhere there is one.
     """
 
     def __init__(self, query_shape, chunk_size: int, num_features: int):
@@ -308,87 +307,89 @@ class _Lanes:
         self.chunk_size = chunk_size
         self.num_chunks = -(-self.length // chunk_size)
         lanes = self.batch_size * self.num_kv_heads
-        room = GROUP_FLOATS // (num_features * chunk_size * self.num_groups)
-        self.size = max(m for m in range(1, lanes + 1) if lanes % m == 0 and m <= max(2, room))
-        # Tokens that are no padding, of each chunk.
-        first = chunk_size * np.arange(self.num_chunks)
-        self.counts = np.minimum(self.length - first, chunk_size).astype(np.int32)
+        room = lanes
+        if jax.default_backend() == "cpu":
+            room = max(1, GROUP_FLOATS // (num_features * chunk_size * self.num_groups))
+        self.size = max(m for m in range(1, lanes + 1) if lanes % m == 0 and m <= room)
+        # Of each step: the group, the chunk, and how many tokens of it are no padding.
+        self.lane = np.repeat(np.arange(lanes // self.size, dtype=np.int32), self.num_chunks)
+        self.chunk = np.tile(np.arange(self.num_chunks, dtype=np.int32), lanes // self.size)
+        self.count = np.minimum(self.length - chunk_size * self.chunk, chunk_size)
 
     def split(self, x):
-        """[B, K, ...] -> [L / m, m, ...]."""
+        """[B, K, ...] -> [L, m, ...]."""
         return x.reshape(-1, self.size, *x.shape[2:])
 
     def join(self, x):
-        """[L / m, m, ...] -> [B, K, ...]."""
+        """[L, m, ...] -> [B, K, ...]."""
         return x.reshape(self.batch_size, self.num_kv_heads, *x.shape[2:])
 
+    def split_heads(self, x_K):
+        """[K, ...] -> [L, m, ...]."""
+        if x_K is None:
+            return None
+        return self.split(jnp.broadcast_to(x_K, (self.batch_size, *x_K.shape)))
+
     def split_queries(self, x_BTKGH):
-        """[B, T, K, G, H] -> [L / m, c, m, H, G C]; zeros as padding."""
-        x = self._chunks(x_BTKGH).transpose(0, 3, 1, 5, 4, 2)  # [B, K, c, H, G, C]
-        return self.split(x.reshape(*x.shape[:4], -1)).swapaxes(1, 2)
+        """[B, T, K, G, H] -> [L c, m, G C, H]; zeros as padding."""
+        x = _chunks(x_BTKGH, self.chunk_size).transpose(0, 3, 1, 4, 2, 5)  # [B, K, c, G, C, H]
+        return self._steps(x.reshape(*x.shape[:3], -1, x.shape[-1]))
 
     def join_queries(self, x):
-        """[L / m, c, m, H, G C] -> [B, T, K, G, H]."""
-        x = self.join(x.swapaxes(1, 2))
-        x = x.reshape(*x.shape[:4], -1, self.chunk_size).transpose(0, 2, 5, 1, 4, 3)
+        """[L c, m, G C, H] -> [B, T, K, G, H]."""
+        x = self.join(x.reshape(-1, self.num_chunks, *x.shape[1:]).swapaxes(1, 2))
+        x = x.reshape(*x.shape[:3], -1, self.chunk_size, x.shape[-1]).transpose(0, 2, 4, 1, 3, 5)
         return x.reshape(self.batch_size, -1, *x.shape[3:])[:, : self.length]
 
     def split_keys(self, x_BTKH):
-        """[B, T, K, H] -> [L / m, c, m, H, C]; zeros as padding."""
+        """[B, T, K, H] -> [L c, m, C, H]; zeros as padding."""
         return self.split_queries(x_BTKH[:, :, :, None])
 
-    def split_decay(self, log_decay_K):
-        """[K] -> [L / m, m]."""
-        if log_decay_K is None:
-            return None
-        return self.split(jnp.broadcast_to(log_decay_K, (self.batch_size, self.num_kv_heads)))
-
     def split_runs(self, runs):
-        """[B, T] -> [L / m, c, m, C]; and of the token before each chunk [L / m, c, m]."""
+        """[B, T] -> [L c, m, C]; and of the token before each chunk [L c, m]."""
         if runs is None:
             return None
-        runs = self._chunks(runs, mode="edge")  # [B, c, C]
+        runs = _chunks(runs, self.chunk_size, mode="edge")  # [B, c, C]
         before = jnp.pad(runs[:, :-1, -1], ((0, 0), (1, 0)))
         return tuple(
-            self.split(jnp.repeat(x[:, None], self.num_kv_heads, axis=1)).swapaxes(1, 2)
-            for x in (runs, before)
+            self._steps(jnp.repeat(x[:, None], self.num_kv_heads, axis=1)) for x in (runs, before)
         )
 
-    def factors(self, log_decay, dtype):
-        """A function of the runs of a chunk and its number of tokens; decay is [m] or None."""
+    def factors(self, log_decay, runs, count, dtype):
+        """The factors of a chunk of so many tokens, given its decay [m] and runs, or None."""
         token = jnp.arange(self.chunk_size)
         query_token = jnp.tile(token, self.num_groups)
-        age = query_token - token[:, None]
-        pair = None
+        age = query_token[:, None] - token
+        visible, pair = (age >= 0)[None], None
+        if runs is None and log_decay is None:
+            return _Factors(visible)
+        reads = jnp.ones((1, query_token.size, 1), dtype)
+        keeps = (token < count).astype(dtype)[None, :, None]
+        lasts = jnp.ones((1, 1, 1), dtype)
         if log_decay is not None:
             log_decay = log_decay[:, None, None]
             pair = jnp.exp(log_decay * jnp.maximum(age, 0))
+            reads = reads * jnp.exp(log_decay * (query_token + 1)[:, None])
+            keeps = keeps * jnp.exp(log_decay * jnp.maximum(count - 1 - token, 0)[:, None])
+            lasts = lasts * jnp.exp(log_decay * count)
+        if runs is not None:
+            run, before = runs
+            after = run[:, -1:]
+            query_run = jnp.tile(run, self.num_groups)
+            visible = visible & (query_run[:, :, None] == run[:, None])
+            reads = reads * (query_run == before[:, None])[..., None]
+            keeps = keeps * (run == after)[..., None]
+            lasts = lasts * (before[:, None] == after)[..., None]
+        return _Factors(visible, pair, reads, keeps, lasts)
 
-        def factors_of(runs, count):
-            visible = (age >= 0)[None]
-            if runs is None and log_decay is None:
-                return _Factors(visible)
-            reads = jnp.ones((1, 1, query_token.size), dtype)
-            keeps, lasts = (token < count).astype(dtype)[None, None], jnp.ones((1, 1, 1), dtype)
-            if log_decay is not None:
-                reads = reads * jnp.exp(log_decay * (query_token + 1))
-                keeps = keeps * jnp.exp(log_decay * jnp.maximum(count - 1 - token, 0))
-                lasts = lasts * jnp.exp(log_decay * count)
-            if runs is not None:
-                run, before = runs
-                after = run[:, -1:]
-                query_run = jnp.tile(run, self.num_groups)
-                visible = visible & (run[:, :, None] == query_run[:, None])
-                reads = reads * (query_run == before[:, None])[:, None]
-                keeps = keeps * (run == after)[:, None]
-                lasts = lasts * (before[:, None] == after)[:, None]
-            return _Factors(visible, pair, reads, keeps, lasts)
+    def _steps(self, x):
+        """[B, K, c, ...] -> [L c, m, ...]."""
+        x = self.split(x).swapaxes(1, 2)
+        return x.reshape(-1, *x.shape[2:])
 
-        return factors_of
 
-    def _chunks(self, x, mode: str = "constant"):
-        """[B, T, ...] -> [B, c, C, ...], padded at the end with zeros (or the last entry)."""
-        return _chunks(x, self.chunk_size, mode)
+def _at(x, index):
+    return None if x is None else x[index]
 
 
 def _times(x, factor):
@@ -400,18 +401,16 @@ def _with_ones(value_BTKE):
 
 
 def _chunks(x: jax.Array, chunk_size: int, mode: str = "constant") -> jax.Array:
+    """[B, T, ...] -> [B, c, C, ...], padded at the end with zeros (or, "edge", the last entry)."""
     padding = [(0, 0), (0, -x.shape[1] % chunk_size)] + [(0, 0)] * (x.ndim - 2)
     x = jnp.pad(x, padding, mode=mode)
     return x.reshape(x.shape[0], -1, chunk_size, *x.shape[2:])
 
 
 def _stacked(state: TaylorState) -> jax.Array:
-    """[B, K, F, P]: the numerator above the denominator."""
-    numerator = state.numerator.swapaxes(-1, -2)
-    return jnp.concatenate([numerator, state.denominator[..., None, :]], axis=-2)
+    """[B, K, P, F]: the denominator beside the numerator."""
+    return jnp.concatenate([state.numerator, state.denominator[..., None]], axis=-1)
 
 
-def _unstacked(state_BKFP: jax.Array) -> TaylorState:
-    return TaylorState(
-        numerator=state_BKFP[..., :-1, :].swapaxes(-1, -2), denominator=state_BKFP[..., -1, :]
-    )
+def _unstacked(state_BKPF: jax.Array) -> TaylorState:
+    return TaylorState(numerator=state_BKPF[..., :-1], denominator=state_BKPF[..., -1])
