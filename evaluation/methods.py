@@ -209,8 +209,6 @@ class Search(Method):
             *(["plan"] if search.mode == "plan" else []),
             *(["puct"] if search.algorithm == "puct" else []),
             *([search.leaf_value] if search.leaf_value != "head" else []),
-            *(["tokens"] if search.action.kind == "token" else []),
-            *(["runs"] if search.action.kind == "forced_run" else []),
             *(["reuse"] if search.reuse_tree else []),
             *([f"{search.parallel_leaves}-leaves"] if search.parallel_leaves > 1 else []),
             *([] if search.stop_at is None else [f"stop-{search.stop_at:g}".replace(".", "-")]),
@@ -218,7 +216,9 @@ class Search(Method):
 
     @property
     def title(self) -> str:
-        return ", ".join([self._family, *self._variant]) + MODEL_TITLES[self.model]
+        kind = {"step": [], "token": ["tokens"], "forced_run": ["forced runs"]}
+        parts = [self._family, *kind[self.search.action.kind], *self._variant]
+        return ", ".join(parts) + MODEL_TITLES[self.model]
 
     @property
     def _kind(self) -> str:

@@ -89,7 +89,10 @@ def standard_methods(
         tokens = dataclasses.replace(search, action=by_token)
         methods += [
             Search(
-                search=dataclasses.replace(tokens, num_simulations=n), max_moves=longest, **asked
+                search=dataclasses.replace(tokens, num_simulations=n),
+                max_moves=longest,
+                label=f"search-{n}-tokens",
+                **asked,
             )
             for n in sizes
             if n <= compared
