@@ -153,13 +153,8 @@ def play(
     if snapshot is not None:
         first_move, evaluations = snapshot.move, snapshot.evaluations.copy()
         searched = [list(row) for row in snapshot.searched]
-        planted = jax.eval_shape(
-            lambda *arguments: _plant(model, *arguments, compiled),
-            params,
-            state,
-            keys[0],
-            plan_of(0),
-        )
+        plant = functools.partial(_plant, model, config=compiled)
+        planted = jax.eval_shape(plant, params, state, keys[0], plan_of(0))
         growth = jax.tree.unflatten(jax.tree.structure(planted), snapshot.arrays)
 
     for move in range(first_move, last_move + 1):
@@ -175,13 +170,12 @@ def play(
         offsets = np.asarray(growth.root.length)
         if is_over.all():
             break
-        while True:
+        is_done = False
+        while not is_done:
             until = growth.calls + slice_calls
             growth, is_done = _advance(model, params, growth, plan, compiled, verify, until)
-            if is_done:
-                break
             now = functools.partial(_snapshot, move, growth, evaluations, searched)
-            if watch is not None and watch(now):
+            if watch is not None and not is_done and watch(now):
                 return None
         result = _summarise(model, params, growth, plan, compiled)
         host = jax.device_get(dataclasses.replace(result, child=None))
@@ -198,38 +192,33 @@ def play(
         else:
             growth = None
 
-    return [
-        Game(
-            record=_record(
-                prompt, ids, completion, outcome if verify is not None else None, moves, text,
-                seed=seed, search=search, keep_trees=keep_trees,
-            ),
-            evaluations=int(count),
-        )
-        for prompt, ids, completion, outcome, moves, count in zip(
-            prompts, encoded, *_completions(state), searched, evaluations, strict=True
-        )
-    ]  # fmt: skip
+    write = functools.partial(_record, text, search=search, seed=seed, keep_trees=keep_trees)
+    completions, outcomes = _completions(state, is_checked=verify is not None)
+    written = map(write, prompts, encoded, completions, outcomes, searched)
+    return [Game(*both) for both in zip(written, evaluations.tolist(), strict=True)]
 
 
-def _completions(state: token_model.State) -> tuple[list[records.Tokens], list[float]]:
+def _completions(
+    state: token_model.State, *, is_checked: bool
+) -> tuple[list[records.Tokens], list[float | None]]:
     """What was written after each prompt, and its outcome."""
     wanted = {"tokens": state.tokens, "length": state.length, "outcome": state.outcome}
     final = jax.device_get(wanted)
     rows = zip(final["tokens"].tolist(), final["length"].tolist(), strict=True)
-    return [tuple(tokens[:length]) for tokens, length in rows], final["outcome"].tolist()
+    outcomes = final["outcome"].tolist() if is_checked else [None] * len(final["length"])
+    return [tuple(tokens[:length]) for tokens, length in rows], outcomes
 
 
 def _record(
+    text: tokenizer.Tokenizer,
     prompt: problems.Prompt,
     prompt_tokens: list[int],
     completion: records.Tokens,
     outcome: float | None,
     searched: list[tuple[records.Position, records.Tree]],
-    text: tokenizer.Tokenizer,
     *,
-    seed: int,
     search: gumbel.SearchConfig,
+    seed: int,
     keep_trees: bool,
 ) -> records.SearchRecord:
     return records.SearchRecord(
