@@ -65,7 +65,7 @@ def test_a_quarter_of_the_calls_of_200_simulations():
     assert len(gumbel.rounds(32, 200, 16)) * 4 <= 200
 
 
-@pytest.mark.parametrize("width", [3, 8])
+@pytest.mark.parametrize("width", [3, pytest.param(8, marks=pytest.mark.soak)])
 def test_leaves_in_parallel_are_the_leaves_one_after_the_other(width):
     """Where values do not change the order: the same trees but for the numbers of their nodes."""
     config = gumbel.SearchConfig(value_scale=0.0, max_considered_actions=7)
@@ -126,7 +126,7 @@ def test_ends_cost_no_call_and_no_node():
     np.testing.assert_array_equal(growth.evaluations, growth.num_nodes - 1)
 
 
-@pytest.mark.parametrize("width", [1, 4])
+@pytest.mark.parametrize("width", [pytest.param(1, marks=pytest.mark.soak), 4])
 def test_a_search_in_slices_is_the_search(width):
     config = gumbel.SearchConfig(use_oracle=True, parallel_leaves=width)
     plan, whole = grow(table(), config)
@@ -210,7 +210,7 @@ def test_a_leaf_can_be_worth_its_prior():
             assert tree.raw_values[0, node] == pytest.approx(prior, rel=1e-6)
 
 
-@pytest.mark.parametrize("width", [1, 4])
+@pytest.mark.parametrize("width", [pytest.param(1, marks=pytest.mark.soak), 4])
 def test_a_tree_stays_below_the_action_that_is_played(width):
     """Against a search of the same tree in place: nothing below the action changes; then the next
     search adds exactly its simulations, as Sequential Halving deals them out."""

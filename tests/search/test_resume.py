@@ -58,7 +58,7 @@ def bytes_of(run_folder):
     return {path.name: path.read_bytes() for path in sorted((run_folder / "records").iterdir())}
 
 
-@pytest.mark.parametrize("reuse_tree", [False, True])
+@pytest.mark.parametrize("reuse_tree", [pytest.param(False, marks=pytest.mark.soak), True])
 def test_a_search_that_is_stopped_in_the_middle_goes_on_there(tmp_path, checkpoint, reuse_tree):
     search = dataclasses.replace(SEARCH, reuse_tree=reuse_tree)
     config = self_play.SelfPlayConfig(
