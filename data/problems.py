@@ -148,9 +148,14 @@ _ANSWER_KEYS: dict[str, Callable[[str], Hashable | None]] = {
     "game24": lambda text: text or None,  # every result is 24: what differs is the way there
     "grade_school": gsm8k_checker.answer,
     "grade_school_short": gsm8k_checker.answer,
+    "grade_school_small": gsm8k_checker.answer,
     "gsm8k": gsm8k_checker.answer,
+    "gsm8k_chat": gsm8k_checker.answer,
+    "gsm8k_few_shot": gsm8k_checker.answer,
     "gsm8k_flexible": functools.partial(gsm8k_checker.answer, mode="flexible"),
     "math500": math_checker.answer_key,
+    "math500_chat": math_checker.answer_key,
+    "math500_few_shot": math_checker.answer_key,
 }
 
 
