@@ -16,6 +16,7 @@ import pytest
 from data import records, tokenizer
 from models import language_model, transformer
 from search import game, gumbel, self_play, snapshots, token_model
+from tests.search.stopping import StopAfter
 from train import checkpoints
 from train.errors import ConfigError, DataError, Preempted
 from train.stopping import StopFlag
@@ -39,19 +40,6 @@ def checkpoint(tmp_path_factory):
     params = language_model.LanguageModel(CONFIG).init(jax.random.key(0))
     checkpoints.save_params(path / "params", params, metadata, dtype="float32")
     return str(path / "params")
-
-
-class StopAfter(StopFlag):
-    """Asks to stop when it has been polled so many times."""
-
-    def __init__(self, polls):
-        super().__init__()
-        self.polls = polls
-
-    @property
-    def requested(self):
-        self.polls -= 1
-        return "test" if self.polls < 0 else None
 
 
 def bytes_of(run_folder):

@@ -11,6 +11,7 @@ import pytest
 from data import problems, records, tokenizer
 from models import language_model, transformer
 from search import engine, gumbel, oracle, self_play, token_model
+from tests.search.stopping import StopAfter
 from train import checkpoints
 from train.errors import ConfigError, Preempted
 from train.stopping import StopFlag
@@ -150,19 +151,6 @@ def checkpoint(tmp_path):
     )
     checkpoints.save_params(tmp_path / "model", PARAMS, metadata, dtype="float32")
     return str(tmp_path / "model")
-
-
-class StopAfter(StopFlag):
-    """Asks to stop when it has been polled so many times."""
-
-    def __init__(self, polls):
-        super().__init__()
-        self.polls = polls
-
-    @property
-    def requested(self):
-        self.polls -= 1
-        return "test" if self.polls < 0 else None
 
 
 def test_interrupted_search_gives_the_same_bytes(tmp_path, checkpoint):
