@@ -20,7 +20,7 @@ def get_config() -> Pipeline:
         base_steps=500,
         base_rows=128,
         base_optimizer=_muon(peak_learning_rate=2e-2, warmup_steps=20, weight_decay=0.01),
-        learn_steps=(100, 100, 240),
+        learn_steps=(70, 80, 240),
         learn_rows=(48, 128, 24),
         learn_optimizers=OptimizersConfig(
             policy=_muon(peak_learning_rate=4e-3, warmup_steps=10, weight_decay=0.05),

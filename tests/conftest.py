@@ -9,10 +9,11 @@ two cores among, 8 devices. The process costs the import of jax (about 5 s): use
         assert jax.device_count() == 8
 """
 
+import gc
 import os
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -24,6 +25,21 @@ compilation_cache.enable()  # many tests compile the same small programs
 
 REPOSITORY_ROOT = Path(__file__).resolve().parent.parent
 INSIDE_DEVICES_PROCESS = "TAYLORZERO_TEST_DEVICES"
+MANY_MAPPINGS = 16_000
+"""Pieces of memory mapped by a process. Linux allows 65,530 (vm.max_map_count); beyond, JAX dies of
+a segmentation fault. Every compiled program holds some until it is forgotten."""
+
+
+@pytest.fixture(scope="module", autouse=True)
+def forget_old_programs() -> Iterator[None]:
+    """Compiled programs of earlier modules go once there are many."""
+    yield
+    import jax  # reads JAX_PLATFORMS, set above
+
+    mappings = Path("/proc/self/maps")
+    if mappings.exists() and mappings.read_bytes().count(b"\n") > MANY_MAPPINGS:
+        jax.clear_caches()
+        gc.collect()
 
 
 @pytest.fixture(scope="session")
