@@ -1,11 +1,12 @@
 """RMSNorm, rotary positions and the MLP: the parts of a block that do not look at other tokens."""
 
 import math
-from typing import Literal
+from typing import Any, Literal
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+from flax.linen.dtypes import promote_dtype
 from jaxtyping import Array, Float, Int
 
 from models import quantized
@@ -73,7 +74,7 @@ def _matrix_product(x, kernel, dimension_numbers, precision=None, **kwargs):
 
 
 def num_input_axes(layer: str, ndim: int) -> int:
-    """How many axes of a kernel, the first ones, are its inputs: of [heads, head_dim, width], two."""
+    """How many axes of a kernel, the first ones, are inputs; "out" is [heads, head_dim, width]."""
     return ndim - 1 if layer == "out" else 1
 
 
@@ -83,6 +84,8 @@ class Projection(nn.DenseGeneral):
     y = x W + (x A) B, with A `lora_a` [in, rank] and B `lora_b` [rank, out] among its parameters
     (`models.lora.join`); without them, what `nn.DenseGeneral` does.
     """
+
+    promote_dtype: Any = promote_dtype  # flax's annotation of it cannot be checked at run time
 
     @nn.compact
     def __call__(self, x: Float[Array, "..."]) -> Float[Array, "..."]:

@@ -26,7 +26,11 @@ needs_qwix = pytest.mark.skipif(
 needs_safetensors = pytest.mark.skipif(
     importlib.util.find_spec("safetensors") is None, reason="needs safetensors, of the extra hf"
 )
-KINDS = [None, pytest.param("nf4", marks=needs_qwix), pytest.param("int8", marks=needs_qwix)]
+KINDS = [
+    None,
+    pytest.param("nf4", marks=needs_qwix),
+    pytest.param("int8", marks=[needs_qwix, pytest.mark.slow]),
+]
 MODEL = LanguageModel(
     TransformerConfig(
         vocab_size=32, width=16, num_layers=2, num_heads=4, head_dim=8, num_kv_heads=2,
@@ -147,9 +151,7 @@ def run_steps(config, mesh, params):
     split, loss_fn = lora.split(MODEL, config), recipes.next_token_loss(MODEL)
     policy = OptimizerConfig(peak_learning_rate=1e-2, weight_decay=0.1)
     optimizer = optimizers.make_optimizer(OptimizersConfig(policy=policy), train_steps=10)
-    abstract = jax.eval_shape(
-        lambda: steps.init_state(jax.random.key(0), split.init, optimizer)
-    )
+    abstract = jax.eval_shape(lambda: steps.init_state(jax.random.key(0), split.init, optimizer))
     shardings = steps.state_shardings(abstract, split.boxed, mesh, split.boxed_frozen)
     state = steps.init_state(jax.random.key(0), split.init, optimizer)
     frozen = lora.frozen_params(params, config)
@@ -292,12 +294,13 @@ def test_four_bits_are_the_nearest_published_levels_times_the_largest_of_a_tile(
     scale = np.abs(tiles).max(axis=1, keepdims=True)
     nearest = np.abs(tiles[..., None] / scale[..., None] - NF4).argmin(axis=-1)
     want = (NF4[nearest] * scale).reshape(128, 24)
-    got = quantized.dequantize(quantized.quantize(kernel, 2, kind="nf4", tile_size=64))
+    array = jnp.asarray(kernel)
+    got = quantized.dequantize(quantized.quantize(array, 2, kind="nf4", tile_size=64))
     np.testing.assert_allclose(got, want, atol=1e-6)
     error = np.abs(got - flat).reshape(tiles.shape) / scale
     assert 0.1 < error.max() <= (1 - 0.6961928) / 2 + 1e-6
     with pytest.raises(ValueError, match="tile_size must divide the inputs.*got 48 for 128"):
-        quantized.quantize(kernel, 2, kind="nf4", tile_size=48)
+        quantized.quantize(array, 2, kind="nf4", tile_size=48)
 
 
 @needs_safetensors
