@@ -205,7 +205,7 @@ def _with_named_parts(config: Any, argv: Sequence[str], prefix: str = "--") -> A
             continue
         part = getattr(config, name)
         if part is None and isinstance(hint, types.UnionType):
-            kinds = [kind for kind in typing.get_args(hint) if dataclasses.is_dataclass(kind)]
+            kinds: list[Any] = [k for k in typing.get_args(hint) if dataclasses.is_dataclass(k)]
             if len(kinds) == 1 and all(map(_has_default, dataclasses.fields(kinds[0]))):
                 changes[name] = kinds[0]()
         elif dataclasses.is_dataclass(part):

@@ -145,9 +145,11 @@ def run(
     stop, console = stop or StopFlag(), console or rich.get_console()
     setup = set_up(experiment)
     batches = setup.recipe.batches()
-    saved_in, metadata, base = folder / "checkpoints", setup.metadata, None
+    saved_in, metadata = folder / "checkpoints", setup.metadata
+    base: Any = None
     if experiment.lora is not None:
         base = _initial_params(experiment)  # read by every step, and in no checkpoint of this run
+        assert experiment.initial_checkpoint is not None  # `_check` has refused it
         metadata = checkpoints.with_base(metadata, saved_in, experiment.initial_checkpoint, base)
     with checkpoints.Checkpoints(
         saved_in, metadata, keep_checkpoints=experiment.keep_checkpoints
@@ -164,11 +166,9 @@ def run(
             state = saved.restore(setup.abstract_state, batches)
             console.print(f"continuing at step {start_step}", highlight=False)
         if experiment.lora is not None:
-            frozen = lora.frozen_params(base, experiment.lora)
-            state = dataclasses.replace(
-                state, frozen=jax.device_put(frozen, setup.shardings.frozen)
-            )
-            base = frozen = None  # else a second copy stays on a device
+            base = lora.frozen_params(base, experiment.lora)
+            state = dataclasses.replace(state, frozen=jax.device_put(base, setup.shardings.frozen))
+            base = None  # else a second copy stays on a device
         with (
             metrics.MetricsFile(folder / "metrics.jsonl", resume_step=start_step) as log,
             metrics.Progress(
@@ -250,6 +250,7 @@ def _initial_state(experiment: Experiment, setup: Setup, base: Any) -> steps.Tra
 
 def _initial_params(experiment: Experiment) -> Any:
     """Of initial_checkpoint, which fits this run."""
+    assert experiment.initial_checkpoint is not None
     config, tokenizer, params = checkpoints.load_params(experiment.initial_checkpoint)
     if config != experiment.model or tokenizer != experiment.tokenizer:
         raise ConfigError(
