@@ -245,7 +245,7 @@ def params_fingerprint(params: Any) -> str:
     digest = hashlib.sha256()
     for path, leaf in jax.tree_util.tree_flatten_with_path(params)[0]:
         digest.update(f"{jax.tree_util.keystr(path)} {leaf.dtype}{list(leaf.shape)}".encode())
-        digest.update(memoryview(np.ascontiguousarray(jax.device_get(leaf)).view(np.uint8)))
+        digest.update(np.asarray(jax.device_get(leaf)).tobytes())
     return digest.hexdigest()
 
 

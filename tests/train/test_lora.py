@@ -201,7 +201,7 @@ def validation(folder):
     return [line[name] for line in lines if name in line]
 
 
-def test_a_run_learns_real_text_beside_its_base_and_checkpoints_adapters_alone(base, trained):
+def test_a_run_learns_beside_its_base_and_checkpoints_adapters_alone(base, trained):
     losses = validation(trained)
     assert losses[-1] < losses[0]
     metadata, params = checkpoints.load_saved(trained)
