@@ -5,6 +5,7 @@ from typing import Literal
 
 from data.hybrid import HybridConfig
 from data.sources import TextSource
+from models.lora import LoraConfig
 from models.sharding import MeshConfig
 from models.transformer import TransformerConfig
 from train.errors import ConfigError
@@ -42,6 +43,9 @@ class Experiment:
     """Decides the first parameters and the order of the data."""
     initial_checkpoint: str | None = None
     """Parameters to start from (a run folder or one step); None starts from random ones."""
+    lora: LoraConfig | None = None
+    """Train low-rank adapters beside the frozen parameters of initial_checkpoint; None: train all.
+    Any --lora.FIELD turns it on."""
     mesh: MeshConfig = MeshConfig()
     """How the work is split over devices."""
     log_every_steps: int = 10

@@ -4,7 +4,8 @@
     python -m train game24_quickstart --stages.base.train-steps 100 --resume
 
 A config is a file `configs/NAME.py` with a function `get_config()`. Overrides are parsed by tyro:
-dots go into nested configs and tuples (`--sources.0.weight 2`), `-` and `_` are the same. In a
+dots go into nested configs and tuples (`--sources.0.weight 2`), `-` and `_` are the same. An
+optional part that is off (`lora`) is turned on by any field of it (`--lora.rank 16`). In a
 pipeline `--stages.NAME.` goes into the config of that stage, and `--seed 1` moves the seeds of all.
 """
 
@@ -16,6 +17,8 @@ import io
 import re
 import shlex
 import sys
+import types
+import typing
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -124,6 +127,7 @@ def override(
     command = shlex.join(["python", "-m", program, *([name] if name else []), *argv])
     flags = CommonFlags(run_folder=Path("runs") / (name or program), command=command)
     target = _stages_as_fields(config) if isinstance(config, Pipeline) else config
+    target = _with_named_parts(target, [argument.replace("_", "-") for argument in argv])
     _check_flags(argv, [*_flag_names(target), *_flag_names(flags), "help"])
     parsed, flags = _parse_with_tyro(target, flags, argv, f"python -m {program} {name}".strip())
     if isinstance(config, Pipeline):
@@ -190,6 +194,28 @@ def _parse_with_tyro(
             raise
         raise ConfigError(_one_line(errors.getvalue())) from None
     return parsed.config, parsed.flags
+
+
+def _with_named_parts(config: Any, argv: Sequence[str], prefix: str = "--") -> Any:
+    """A config whose parts that are None, but of which `argv` names a field, are their defaults."""
+    changes = {}
+    for name, hint in typing.get_type_hints(type(config)).items():
+        flag = f"{prefix}{name.replace('_', '-')}."
+        if not any(argument.startswith(flag) for argument in argv):
+            continue
+        part = getattr(config, name)
+        if part is None and isinstance(hint, types.UnionType):
+            kinds: list[Any] = [k for k in typing.get_args(hint) if dataclasses.is_dataclass(k)]
+            if len(kinds) == 1 and all(map(_has_default, dataclasses.fields(kinds[0]))):
+                changes[name] = kinds[0]()
+        elif dataclasses.is_dataclass(part):
+            changes[name] = _with_named_parts(part, argv, flag)
+    return dataclasses.replace(config, **changes) if changes else config
+
+
+def _has_default(field: dataclasses.Field) -> bool:
+    missing = dataclasses.MISSING
+    return field.default is not missing or field.default_factory is not missing
 
 
 def _one_line(box: str) -> str:

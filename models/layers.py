@@ -1,12 +1,15 @@
 """RMSNorm, rotary positions and the MLP: the parts of a block that do not look at other tokens."""
 
 import math
-from typing import Literal
+from typing import Any, Literal
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+from flax.linen.dtypes import promote_dtype
 from jaxtyping import Array, Float, Int
+
+from models import quantized
 
 MlpKind = Literal["swiglu", "relu_squared"]
 
@@ -70,6 +73,45 @@ def _matrix_product(x, kernel, dimension_numbers, precision=None, **kwargs):
     return out.reshape(*batch, *features)
 
 
+def num_input_axes(layer: str, ndim: int) -> int:
+    """How many axes of a kernel, the first ones, are inputs; "out" is [heads, head_dim, width]."""
+    return ndim - 1 if layer == "out" else 1
+
+
+class Projection(nn.DenseGeneral):
+    """A dense layer whose kernel may be quantised, and may have a low-rank adapter beside it.
+
+    y = x W + (x A) B, with A `lora_a` [in, rank] and B `lora_b` [rank, out] among its parameters
+    (`models.lora.join`); without them, what `nn.DenseGeneral` does.
+    """
+
+    promote_dtype: Any = promote_dtype  # flax's annotation of it cannot be checked at run time
+
+    @nn.compact
+    def __call__(self, x: Float[Array, "..."]) -> Float[Array, "..."]:
+        kernel, lora_a = self._variable("kernel"), self._variable("lora_a")
+        is_quantized = quantized.is_quantized(kernel)
+        if lora_a is None and not is_quantized:
+            return super().__call__(x)
+        num_inputs = len(self.axis) if isinstance(self.axis, tuple) else 1
+        shape = (*x.shape[: x.ndim - num_inputs], *self.features)
+        x_flat = x.astype(self.dtype).reshape(-1, math.prod(x.shape[x.ndim - num_inputs :]))
+        if is_quantized:
+            y = quantized.product(x_flat, kernel, self.precision).reshape(shape)
+            if self.use_bias:
+                y += self._variable("bias").astype(self.dtype)
+        else:
+            y = super().__call__(x)
+        if lora_a is None:
+            return y
+        low = jnp.matmul(x_flat, lora_a.astype(self.dtype), precision=self.precision)
+        lora_b = self._variable("lora_b").astype(self.dtype)
+        return y + jnp.matmul(low, lora_b, precision=self.precision).reshape(shape)
+
+    def _variable(self, name: str):
+        return self.get_variable("params", name)  # None where there is none
+
+
 def dense(
     features: tuple[int, ...],
     axes: tuple[str | None, ...],
@@ -83,7 +125,7 @@ def dense(
     model_dtype: decides the precision where a narrower model keeps a projection in float32.
     """
     init = nn.initializers.variance_scaling(1.0, "fan_in", "normal")  # sees a flat [in, out]
-    return nn.DenseGeneral(
+    return Projection(
         features=features,
         axis=axis,
         use_bias=False,

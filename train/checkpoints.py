@@ -1,7 +1,7 @@
 """Checkpoints on disk; every call of orbax is in this file.
 
     RUN/checkpoints/STEP/
-      params/       all that search and evaluation need
+      params/       all that search and evaluation need, or adapters and the name of their base
       train_state/  optimizer moments, step, rng key
       batches/      position in the data, of every process
       metadata/     model, tokenizer and data they belong to (JSON)
@@ -11,17 +11,21 @@ tokenizer or data is refused, never adapted.
 """
 
 import dataclasses
+import hashlib
 import os
 from pathlib import Path
 from typing import Any
 
 import grain
 import jax
+import numpy as np
 import orbax.checkpoint as ocp
 from flax import linen as nn
 
 from data import tokenizer as tokenizers
+from models import lora
 from models.language_model import LanguageModel
+from models.lora import LoraConfig
 from models.transformer import TransformerConfig
 from train import config_json
 from train.errors import ConfigError, DataError
@@ -42,6 +46,12 @@ class Metadata:
     """Positions that training read; None: not known (older checkpoints)."""
     has_trained_value: bool | None = None
     """Whether the value head has learned; None: not known."""
+    lora: LoraConfig | None = None
+    """How adapters are joined to their base; None: the parameters are whole."""
+    base_path: str | None = None
+    """Checkpoint of that base, seen from the folder that holds the one with the adapters."""
+    base_fingerprint: str | None = None
+    """`params_fingerprint` of that base."""
     schema_version: int = SCHEMA_VERSION
 
 
@@ -171,11 +181,26 @@ def read_metadata(step_path: Path) -> Metadata:
 def load_params(path: Path | str) -> tuple[TransformerConfig, str, Any]:
     """Model, tokenizer name and float32 parameters, whatever dtype and mesh they were saved with.
 
+    Adapters come merged into their base: every model that is used is a plain one.
+
     `path`: a run folder, its checkpoints folder (the newest step) or one step.
 
     Raises:
-      DataError: nothing complete of ours lies there. ConfigError: the tokenizer of that name is
-        not the one the model was trained with.
+      DataError: nothing complete of ours lies there, or the base of adapters is gone or another.
+      ConfigError: the tokenizer of that name is not the one the model was trained with.
+    """
+    metadata, params = load_saved(path)
+    if metadata.lora is not None:
+        base = _load_base(find_step(path), metadata)
+        frozen = lora.frozen_params(base, metadata.lora)
+        params = lora.merge(lora.join(params, frozen, metadata.lora), LanguageModel(metadata.model))
+    return metadata.model, metadata.tokenizer, params
+
+
+def load_saved(path: Path | str) -> tuple[Metadata, Any]:
+    """What a checkpoint itself holds, in float32: all parameters, or adapters and heads.
+
+    Raises: as `load_params`.
     """
     step_path = find_step(path)
     metadata = read_metadata(step_path)
@@ -186,17 +211,62 @@ def load_params(path: Path | str) -> tuple[TransformerConfig, str, Any]:
             f"now has fingerprint {fingerprint[:12]}, the checkpoint {step_path} was trained with "
             f"{metadata.tokenizer_fingerprint[:12]}. Restore that tokenizer or train again."
         )
+    try:
+        split = lora.split(LanguageModel(metadata.model), metadata.lora)
+    except ValueError as error:
+        raise ConfigError(f"{step_path} cannot be loaded: {error}") from error
     device = jax.sharding.SingleDeviceSharding(jax.devices()[0])
     abstract_params = jax.tree.map(
         lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=device),
-        nn.unbox(LanguageModel(metadata.model).abstract_params()),
+        nn.unbox(split.boxed),
     )
     try:
         with ocp.StandardCheckpointer() as checkpointer:
             params = checkpointer.restore(step_path / "params", abstract_params)
     except Exception as error:
         raise _unreadable(step_path, error) from error
-    return metadata.model, metadata.tokenizer, params
+    return metadata, params
+
+
+def with_base(metadata: Metadata, folder: Path, base: Path | str, params: Any) -> Metadata:
+    """Names the base of adapters: the newest checkpoint of `base`, which has these parameters.
+
+    `folder` will hold the checkpoint with the adapters; where both move together, the name holds.
+    """
+    return dataclasses.replace(
+        metadata,
+        base_path=os.path.relpath(find_step(base), Path(folder).absolute()),
+        base_fingerprint=params_fingerprint(params),
+    )
+
+
+def params_fingerprint(params: Any) -> str:
+    """SHA-256 of all names, shapes, dtypes and bytes: equal for the same parameters only."""
+    digest = hashlib.sha256()
+    for path, leaf in jax.tree_util.tree_flatten_with_path(params)[0]:
+        digest.update(f"{jax.tree_util.keystr(path)} {leaf.dtype}{list(leaf.shape)}".encode())
+        digest.update(np.asarray(jax.device_get(leaf)).tobytes())
+    return digest.hexdigest()
+
+
+def _load_base(step_path: Path, metadata: Metadata) -> Any:
+    """Parameters of the base that the adapters in `step_path` were trained on."""
+    assert metadata.base_path is not None
+    base = Path(os.path.normpath(step_path.parent / metadata.base_path))
+    if not base.is_dir():
+        raise DataError(
+            f"adapters need the base they were trained on; {step_path} names {base}, which is "
+            "not there. Put it back, or keep adapters whole: `python -m train.export` merges them."
+        )
+    _, _, params = load_params(base)
+    found = params_fingerprint(params)
+    if found != metadata.base_fingerprint:
+        raise DataError(
+            f"adapters need the base they were trained on; {base} now has fingerprint "
+            f"{found[:12]}, {step_path} wants {str(metadata.base_fingerprint)[:12]}. "
+            "Put that base back, or train the adapters again."
+        )
+    return params
 
 
 def save_params(path: Path | str, params: Any, metadata: Metadata, *, dtype: str) -> None:
@@ -219,7 +289,7 @@ def _train_state(state: TrainState) -> dict[str, Any]:
 
 
 def _refuse_another(found: Metadata, wanted: Metadata, path: Path) -> None:
-    for field in ("model", "tokenizer_fingerprint", "data_hash"):
+    for field in ("model", "tokenizer_fingerprint", "data_hash", "lora", "base_fingerprint"):
         theirs, ours = getattr(found, field), getattr(wanted, field)
         if theirs != ours:
             raise ConfigError(

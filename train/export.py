@@ -1,6 +1,10 @@
-"""`python -m train.export RUN FOLDER`: the parameters of a run alone, small enough to give away."""
+"""`python -m train.export RUN FOLDER`: the parameters of a run alone, small enough to give away.
+
+Adapters are merged into their base. (`train.peft` writes them alone.)
+"""
 
 import argparse
+import dataclasses
 from pathlib import Path
 
 from configs import load
@@ -24,7 +28,10 @@ def export(source: Path, target: Path, *, dtype: str = "bfloat16") -> None:
         raise ConfigError(f"parameters are written as one of {', '.join(DTYPES)}; got {dtype!r}.")
     if target.exists():
         raise ConfigError(f"an export writes a new folder; {target} exists. Choose another one.")
-    metadata = checkpoints.read_metadata(checkpoints.find_step(source))
+    metadata = dataclasses.replace(
+        checkpoints.read_metadata(checkpoints.find_step(source)),
+        lora=None, base_path=None, base_fingerprint=None,
+    )  # fmt: skip
     _, _, params = checkpoints.load_params(source)
     checkpoints.save_params(target, params, metadata, dtype=dtype)
 

@@ -11,11 +11,12 @@ import numpy as np
 import optax
 import rich
 import rich.console
+from flax import linen as nn
 from jax.sharding import Mesh
 
 from data import documents
 from data.tokenizer import Tokenizer, load_tokenizer
-from models import sharding
+from models import lora, sharding
 from models.language_model import LanguageModel
 from train import checkpoints, metrics, optimizers, recipes
 from train import step as steps
@@ -35,6 +36,8 @@ class Setup:
     model: LanguageModel
     tokenizer: Tokenizer
     recipe: recipes.Recipe
+    split: lora.Split
+    """Which parameters are trained."""
     mesh: Mesh
     optimizer: optax.GradientTransformation
     abstract_state: steps.TrainState
@@ -44,6 +47,11 @@ class Setup:
     @property
     def shardings(self) -> steps.TrainState:
         return jax.tree.map(lambda leaf: leaf.sharding, self.abstract_state)
+
+    def jit_train_step(self) -> jax.stages.Wrapped:
+        return steps.jit_train_step(
+            self.recipe.loss_fn, self.optimizer, self.shardings, self.split.join
+        )
 
 
 def set_up(experiment: Experiment) -> Setup:
@@ -55,6 +63,7 @@ def set_up(experiment: Experiment) -> Setup:
     model, tokenizer = LanguageModel(experiment.model), load_tokenizer(experiment.tokenizer)
     try:
         mesh = sharding.make_mesh(experiment.mesh)
+        split = lora.split(model, experiment.lora)
     except ValueError as error:
         raise ConfigError(str(error)) from error
     _check(experiment, tokenizer, mesh)
@@ -62,13 +71,15 @@ def set_up(experiment: Experiment) -> Setup:
     optimizer = optimizers.make_optimizer(experiment.optimizers, experiment.train_steps)
 
     abstract_state = jax.eval_shape(
-        lambda: steps.init_state(jax.random.key(experiment.seed), model.init, optimizer)
+        lambda: steps.init_state(jax.random.key(experiment.seed), split.init, optimizer)
     )
-    shardings = steps.state_shardings(abstract_state, model.abstract_params(), mesh)
+    abstract_state = dataclasses.replace(abstract_state, frozen=nn.unbox(split.boxed_frozen))
+    shardings = steps.state_shardings(abstract_state, split.boxed, mesh, split.boxed_frozen)
     return Setup(
         model=model,
         tokenizer=tokenizer,
         recipe=recipe,
+        split=split,
         mesh=mesh,
         optimizer=optimizer,
         abstract_state=jax.tree.map(
@@ -83,6 +94,7 @@ def set_up(experiment: Experiment) -> Setup:
             data_hash=recipe.data_hash,
             longest_text_tokens=_longest_text(experiment),
             has_trained_value=_trains_value(experiment),
+            lora=experiment.lora,
         ),
     )
 
@@ -133,8 +145,14 @@ def run(
     stop, console = stop or StopFlag(), console or rich.get_console()
     setup = set_up(experiment)
     batches = setup.recipe.batches()
+    saved_in, metadata = folder / "checkpoints", setup.metadata
+    base: Any = None
+    if experiment.lora is not None:
+        base = _initial_params(experiment)  # read by every step, and in no checkpoint of this run
+        assert experiment.initial_checkpoint is not None  # `_check` has refused it
+        metadata = checkpoints.with_base(metadata, saved_in, experiment.initial_checkpoint, base)
     with checkpoints.Checkpoints(
-        folder / "checkpoints", setup.metadata, keep_checkpoints=experiment.keep_checkpoints
+        saved_in, metadata, keep_checkpoints=experiment.keep_checkpoints
     ) as saved:
         start_step = saved.latest_step
         if start_step is not None and not resume:
@@ -143,10 +161,14 @@ def run(
                 "Use --resume to continue it, or another --run-folder."
             )
         if start_step is None:
-            state = _initial_state(experiment, setup)
+            state = _initial_state(experiment, setup, base)
         else:
             state = saved.restore(setup.abstract_state, batches)
             console.print(f"continuing at step {start_step}", highlight=False)
+        if experiment.lora is not None:
+            base = lora.frozen_params(base, experiment.lora)
+            state = dataclasses.replace(state, frozen=jax.device_put(base, setup.shardings.frozen))
+            base = None  # else a second copy stays on a device
         with (
             metrics.MetricsFile(folder / "metrics.jsonl", resume_step=start_step) as log,
             metrics.Progress(
@@ -167,7 +189,7 @@ def _train(
     progress: metrics.Progress,
     stop: StopFlag,
 ) -> None:
-    train_step = steps.jit_train_step(setup.recipe.loss_fn, setup.optimizer, setup.shardings)
+    train_step = setup.jit_train_step()
     put = _put_on(setup.mesh)
     validate = _validation(experiment, setup, _put_on(setup.mesh))  # of text, whatever is trained
     step = int(state.step)
@@ -196,7 +218,7 @@ def _train(
         # After the save, so that an evaluation that was cut off is done again when resumed.
         if validate and (is_last or step % experiment.eval_every_steps == 0):
             report()
-            losses = validate(state.params, stop)
+            losses = validate(state, stop)
             if losses is not None:
                 log.write(step, losses)
                 progress.say(_line(f"step {step}", losses))
@@ -211,14 +233,24 @@ def _train(
         running = (step, step_metrics)
 
 
-def _initial_state(experiment: Experiment, setup: Setup) -> steps.TrainState:
+def _initial_state(experiment: Experiment, setup: Setup, base: Any) -> steps.TrainState:
+    """The state of step 0. base: parameters under adapters, which are not in it yet, or None."""
     init = jax.jit(
-        lambda rng_key: steps.init_state(rng_key, setup.model.init, setup.optimizer),
-        out_shardings=setup.shardings,
+        lambda rng_key: steps.init_state(rng_key, setup.split.init, setup.optimizer),
+        out_shardings=dataclasses.replace(setup.shardings, frozen=None),
     )
     state = init(jax.random.key(experiment.seed))
     if experiment.initial_checkpoint is None:
         return state
+    params = _initial_params(experiment) if base is None else base
+    at = setup.shardings.params
+    known = {name: jax.device_put(params[name], at[name]) for name in at if name in params}
+    return dataclasses.replace(state, params=state.params | known)
+
+
+def _initial_params(experiment: Experiment) -> Any:
+    """Of initial_checkpoint, which fits this run."""
+    assert experiment.initial_checkpoint is not None
     config, tokenizer, params = checkpoints.load_params(experiment.initial_checkpoint)
     if config != experiment.model or tokenizer != experiment.tokenizer:
         raise ConfigError(
@@ -226,7 +258,7 @@ def _initial_state(experiment: Experiment, setup: Setup) -> steps.TrainState:
             f"{experiment.initial_checkpoint} has {config} and {tokenizer!r}, this run "
             f"{experiment.model} and {experiment.tokenizer!r}. Make them equal."
         )
-    return dataclasses.replace(state, params=jax.device_put(params, setup.shardings.params))
+    return params
 
 
 def _put_on(mesh: Mesh) -> Callable[[steps.Batch], steps.Batch]:
@@ -246,7 +278,7 @@ def _put_on(mesh: Mesh) -> Callable[[steps.Batch], steps.Batch]:
 
 def _validation(
     experiment: Experiment, setup: Setup, put: Callable
-) -> Callable[[Any, StopFlag], dict[str, float] | None] | None:
+) -> Callable[[steps.TrainState, StopFlag], dict[str, float] | None] | None:
     """Held-out next-token loss, on the same batches every time; None without sources for it."""
     if not experiment.validation_sources:
         return None
@@ -256,14 +288,18 @@ def _validation(
         sequence_length_tokens=experiment.sequence_length_tokens,
     )
     batches = recipes.text_batches(corpus, experiment.batch_size, seed=0)
-    loss_fn = jax.jit(recipes.next_token_loss(setup.model))
+    next_token_loss = recipes.next_token_loss(setup.model)
 
-    def validate(params: Any, stop: StopFlag) -> dict[str, float] | None:
+    @jax.jit
+    def loss_fn(params, frozen, batch):
+        return next_token_loss(setup.split.join(params, frozen), batch, jax.random.key(0))[0]
+
+    def validate(state: steps.TrainState, stop: StopFlag) -> dict[str, float] | None:
         losses = []
         for _, batch in zip(range(experiment.eval_batches), batches, strict=False):
             if stop.requested:
                 return None
-            losses.append(loss_fn(params, put(batch), jax.random.key(0))[0])
+            losses.append(loss_fn(state.params, state.frozen, put(batch)))
         loss = float(np.mean(jax.device_get(losses)))
         return {f"{metrics.VALIDATION_PREFIX}text_loss_nats_per_token": loss}
 
@@ -271,6 +307,11 @@ def _validation(
 
 
 def _check(experiment: Experiment, tokenizer: Tokenizer, mesh: Mesh) -> None:
+    if experiment.lora is not None and experiment.initial_checkpoint is None:
+        raise ConfigError(
+            "adapters adapt a model that is trained; got lora without initial_checkpoint. "
+            "Set --initial-checkpoint to the run folder or checkpoint of the base."
+        )
     if tokenizer.vocab_size > experiment.model.vocab_size:
         raise ConfigError(
             "the model needs a logit for every token; got "

@@ -14,11 +14,13 @@ import optax
 from jaxtyping import Array, ArrayLike, Float
 from optax import contrib
 
+from models import layers
+
 Params = dict[str, Any]
 
 # Who owns which top-level entry of the parameters. A new head is added here, or `label_parameters`
 # refuses it: a parameter that no optimizer owns would silently never be trained.
-OWNERS = {"trunk": "policy", "value_head": "value"}
+OWNERS = {"trunk": "policy", "adapters": "policy", "value_head": "value"}
 
 # Decay pulls matrices towards zero. It leaves alone the scales of norms and biases (they set a
 # level, not a function) and embeddings (a rare token would shrink at every step it is not seen).
@@ -72,7 +74,7 @@ class OptimizersConfig:
     """One optimizer for the policy network, one for the value head."""
 
     policy: OptimizerConfig
-    """Owns the trunk and the next-token head."""
+    """Owns the trunk and the next-token head, or the adapters beside them."""
     value: OptimizerConfig = OptimizerConfig(peak_learning_rate=0.0)
     """Owns the value head. Frozen unless set: plain language modelling has no value labels."""
     value_gradient_to_trunk: bool = True
@@ -162,7 +164,7 @@ def matrix_axes(params: Params) -> Any:
         *_, layer, name = (getattr(entry, "key", "") for entry in path)
         if name != "kernel" or layer == "unembed" or leaf.shape[-1] == 1:
             return None
-        num_inputs = leaf.ndim - 1 if layer == "out" else 1  # [heads, head_dim, width] is the first
+        num_inputs = layers.num_input_axes(layer, leaf.ndim)
         order = tuple(range(leaf.ndim))
         return contrib.MuonDimensionNumbers(order[:num_inputs], order[num_inputs:])
 

@@ -8,7 +8,7 @@ import jax
 import numpy as np
 
 from data.tokenizer import Tokenizer
-from models import sharding
+from models import quantized, sharding
 from train import config_json, loop
 from train import step as steps
 from train.pipeline import Pipeline
@@ -28,6 +28,8 @@ def print_experiment(experiment: Any) -> None:
     setup = loop.set_up(experiment)
     batch = next(setup.recipe.batches())
     print_parameters(setup.abstract_state.params)
+    if setup.abstract_state.frozen is not None:
+        print_frozen(setup.abstract_state.frozen)
     print(f"mesh: {dict(setup.mesh.shape)} on {setup.mesh.devices.flat[0].platform}")
     print_memory(setup, batch)
     print_batch(batch, setup.tokenizer)
@@ -43,9 +45,15 @@ def print_parameters(params: dict[str, Any]) -> None:
     print(f"parameters: {sum(counts.values()):,} ({parts})")
 
 
+def print_frozen(frozen: Any) -> None:
+    """Bytes of the base under adapters."""
+    size = quantized.num_bytes(frozen) / MEBIBYTE
+    print(f"frozen base: {size:.1f} MiB, in no checkpoint of this run")
+
+
 def print_memory(setup: loop.Setup, batch: steps.Batch) -> None:
     """Bytes of one device, as the compiler plans them for one training step."""
-    train_step = steps.jit_train_step(setup.recipe.loss_fn, setup.optimizer, setup.shardings)
+    train_step = setup.jit_train_step()
     abstract_batch = jax.tree.map(
         lambda leaf, at: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=at),
         batch,
