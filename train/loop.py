@@ -220,7 +220,8 @@ def _initial_state(experiment: Experiment, setup: Setup) -> steps.TrainState:
     if experiment.initial_checkpoint is None:
         return state
     config, tokenizer, params = checkpoints.load_params(experiment.initial_checkpoint)
-    if config != experiment.model or tokenizer != experiment.tokenizer:
+    fingerprint = load_tokenizer(tokenizer).fingerprint
+    if config != experiment.model or fingerprint != setup.tokenizer.fingerprint:
         raise ConfigError(
             "initial_checkpoint must have the model and tokenizer of this run; "
             f"{experiment.initial_checkpoint} has {config} and {tokenizer!r}, this run "
