@@ -133,8 +133,8 @@ def find_step(path: Path | str) -> Path:
     steps = ocp.utils.checkpoint_steps(folder) if folder.is_dir() else []
     if not steps:
         raise DataError(
-            "a checkpoint is a run folder, its checkpoints folder or one step in it, or a folder of "
-            "transformers (config.json and safetensors); "
+            "a checkpoint is a run folder, its checkpoints folder or one step in it, or a folder "
+            "of transformers (config.json and safetensors); "
             f"got {path}, which {'holds none' if path.exists() else 'does not exist'}. "
             "Give the folder of a finished or interrupted `python -m train` run."
         )
