@@ -148,7 +148,7 @@ class FolderTokenizer:
     @functools.cached_property
     def special_ids(self) -> tuple[int, ...]:
         names = ("bos_token", "eos_token", "pad_token", "unk_token")
-        given = {self._id_of(name) for name in names} - {None}
+        given = [number for number in map(self._id_of, names) if number is not None]
         return tuple(sorted({*given, *self._control_ids, self.eos_id}))
 
     @property

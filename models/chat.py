@@ -16,7 +16,7 @@ from collections.abc import Iterator
 import jax
 
 from configs import load
-from data import problems, prompts
+from data import folder_tokenizer, problems, prompts
 from data.errors import DataError
 from models import generate
 from search import live, self_play
@@ -101,9 +101,10 @@ def _put(typed: str, form: str, history: list[prompts.Message], speaker: live.Sp
         return prompts.few_shot(problems.Problem(prompt=prompt, checker=bool)).prompt.text
     if form == "chat":
         instruction, question = prompts.messages(typed)
-        template = getattr(speaker.text, "chat_template", None)
-        render = prompts.chatml if template is None else speaker.text.chat
-        return render([instruction, *history, question])
+        chat, text = [instruction, *history, question], speaker.text
+        if isinstance(text, folder_tokenizer.FolderTokenizer) and text.chat_template is not None:
+            return text.chat(chat)
+        return prompts.chatml(chat)
     return typed + "\n"
 
 

@@ -12,6 +12,7 @@ what reads and writes checkpoints.)
 import argparse
 import dataclasses
 from pathlib import Path
+from typing import Literal
 
 from configs import load
 from data import folder_tokenizer
@@ -51,7 +52,7 @@ def convert(
     target: Path,
     *,
     to: str | None = None,
-    attention: str | None = None,
+    attention: Literal["softmax", "taylor"] | None = None,
     order: int = 2,
     dtype: str = "float32",
 ) -> None:

@@ -185,9 +185,9 @@ def _write(config: TransformerConfig, epsilon: str, **fields: Any) -> Json:
 
 def _read_rope(c: Json, fraction: float = 1.0) -> dict[str, Any]:
     """From `rope_parameters`, or from `rope_theta` and `rope_scaling` of older files."""
-    given = c.get("rope_parameters") or c.get("rope_scaling") or {}
+    given: Json = c.get("rope_parameters") or c.get("rope_scaling") or {}
     theta = given.get("rope_theta", c.get("rope_theta", c.get("rotary_emb_base", 10_000.0)))
-    share = c.get("partial_rotary_factor", c.get("rotary_pct", fraction))
+    share: Any = c.get("partial_rotary_factor", c.get("rotary_pct", fraction))
     return {
         "rope_base": None if theta is None else float(theta),
         "rotary_fraction": float(given.get("partial_rotary_factor", share)),
@@ -205,7 +205,9 @@ def _read_scaling(given: Json, c: Json) -> layers.RopeScaling | None:
             f"layers; got {given}. Such a model cannot be read."
         )
     factor = float(given["factor"])
-    original = given.get("original_max_position_embeddings") or c.get("max_position_embeddings")
+    original: Any = given.get("original_max_position_embeddings") or c.get(
+        "max_position_embeddings"
+    )
     if kind == "linear":
         return layers.RopeScaling(kind="linear", factor=factor)
     if kind == "llama3":

@@ -10,6 +10,7 @@ ignore; a folder without one gets a fresh head.
 """
 
 import dataclasses
+import functools
 import math
 import os
 import shutil
@@ -180,7 +181,7 @@ def save(
         tensor_files.write_json(partial / CONFIG, raw)
         tensor_files.write(
             partial,
-            {name: lambda one=one: _theirs(one, trunk, dtype) for name, one in tensors.items()},
+            {name: functools.partial(_theirs, one, trunk, dtype) for name, one in tensors.items()},
             {name: size * math.prod(one.shape) for name, one in tensors.items()},
             max_file_bytes=max_file_bytes,
         )

@@ -41,7 +41,7 @@ def find(folder: Path) -> dict[str, Stored]:
         index, files = None, [folder / SINGLE]
     else:
         raise _no_safetensors(folder)
-    found = {}
+    found: dict[str, Stored] = {}
     for file in files:
         found |= {name: Stored(file, shape) for name, shape in headers(file).items()}
     if index is not None:

@@ -8,6 +8,7 @@ arXiv:2304.01373.
 """
 
 import argparse
+import functools
 import math
 from typing import Any
 
@@ -103,16 +104,21 @@ ZOO: dict[str, TransformerConfig] = {
 }
 
 
+@functools.cache
+def _abstract(config: TransformerConfig) -> Any:
+    return LanguageModel(config).abstract_params()
+
+
 def num_parameters(config: TransformerConfig) -> int:
     """Of the policy network, as papers count them: without our value head."""
-    trunk = LanguageModel(config).abstract_params()["trunk"]
+    trunk = _abstract(config)["trunk"]
     return sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(nn.unbox(trunk)))
 
 
 def bytes_per_device(config: TransformerConfig, mesh: sharding.MeshConfig, dtype: str) -> int:
     """Of the parameters alone, on the fullest device of a mesh that need not exist."""
     shape = (mesh.data or 1, mesh.fsdp, mesh.tensor)
-    boxed = LanguageModel(config).abstract_params()
+    boxed = _abstract(config)
     places = sharding.param_shardings(boxed, AbstractMesh(shape, sharding.MESH_AXES))
     sizes = jax.tree.map(
         lambda leaf, place: math.prod(place.shard_shape(leaf.shape)), nn.unbox(boxed), places
