@@ -24,7 +24,7 @@ from jaxtyping import Bool, Int
 from data import builders, files, game24, mixture, packing, records
 from data.errors import DataError
 from data.packing import Documents, Windows
-from data.tokenizer import Tokenizer, load_tokenizer
+from data.tokenizer import Tokenizer, load_tokenizer, prompt_ids
 
 Loss = Literal["all", "completion", "results"]
 Batch = dict[str, np.ndarray]
@@ -164,7 +164,7 @@ def from_texts(texts: Iterable[tuple[str, str]], tokenizer: Tokenizer, loss: Los
     """Tokenises (prompt, completion) pairs and ends each with the end-of-text token."""
     tokens, is_prompt, lengths = [], [], []
     for prompt, completion in texts:
-        before, after = tokenizer.encode(prompt), tokenizer.encode(completion)
+        before, after = prompt_ids(tokenizer, prompt), tokenizer.encode(completion)
         tokens += [*before, *after, tokenizer.eos_id]
         is_prompt += [True] * len(before) + [False] * (len(after) + 1)
         lengths.append(len(before) + len(after) + 1)

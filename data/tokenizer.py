@@ -10,6 +10,7 @@ import difflib
 import functools
 import hashlib
 import json
+import pathlib
 import re
 from collections.abc import Callable, Iterable
 from typing import Protocol, runtime_checkable
@@ -257,6 +258,12 @@ def _symbols(count: int) -> WordTokenizer:
     return WordTokenizer((PAD, EOS, *(f"s{n}" for n in range(count))))
 
 
+def prompt_ids(tokenizer: Tokenizer, text: str) -> list[int]:
+    """Ids of a text that a model begins with: first the token that begins texts, if any."""
+    ids, begin = tokenizer.encode(text), getattr(tokenizer, "bos_id", None)
+    return ids if begin is None or ids[:1] == [begin] else [begin, *ids]
+
+
 _BY_NAME: dict[str, Callable[[], Tokenizer]] = {
     "bytes": ByteTokenizer,
     "game24": _game24,
@@ -274,16 +281,21 @@ def names() -> list[str]:
 @functools.lru_cache
 def load_tokenizer(name: str) -> Tokenizer:
     """The tokenizer of that name; the same object every time. "symbols-N": s0, s1, ... of N words.
+    A folder with `tokenizer.json` or `tokenizer.model`: what is in it (`data.folder_tokenizer`).
 
     Raises:
       DataError: for an unknown name, naming the nearest known one.
     """
     if symbols := _SYMBOLS.fullmatch(name):
         return _symbols(int(symbols[1]))
+    if name not in _BY_NAME and pathlib.Path(name).is_dir():
+        from data import folder_tokenizer  # which knows this module
+
+        return folder_tokenizer.load(pathlib.Path(name))
     if name not in _BY_NAME:
         near = difflib.get_close_matches(name, _BY_NAME, n=1)
         raise DataError(
-            f"a tokenizer is one of {sorted(_BY_NAME)} or symbols-N; got {name!r}. "
+            f"a tokenizer is one of {sorted(_BY_NAME)}, symbols-N or a folder; got {name!r}. "
             + (f"Did you mean {near[0]!r}?" if near else "Use one of these names.")
         )
     return _BY_NAME[name]()

@@ -59,7 +59,7 @@ class Greedy(Method):
             temperature=0.0,
             batch_size=len(questions.prompts),
         )
-        prompts = [player.tokenizer.encode(prompt.text) for prompt in questions.prompts]
+        prompts = [player.prompt_ids(prompt.text) for prompt in questions.prompts]
         completions = [completion.tokens for completion in written]
         read = [len(prompt) + len(ids) for prompt, ids in zip(prompts, completions, strict=True)]
         return player.attempts(prompts, completions, read, self.max_completion_tokens)
@@ -105,7 +105,7 @@ class Beam(Matched):
 
     def play(self, player: Player, questions: Questions) -> list[Attempt]:
         model = token_model.for_tokenizer(player.model, self.action, player.tokenizer)
-        prompts = [player.tokenizer.encode(prompt.text) for prompt in questions.prompts]
+        prompts = [player.prompt_ids(prompt.text) for prompt in questions.prompts]
         budgets = self.budgets(questions)
         attempts: dict[int, Attempt] = {}
         rows = list(range(len(prompts)))  # for which a wider beam may fit

@@ -16,7 +16,7 @@ import jax
 import numpy as np
 
 from data.problems import Prompt
-from data.tokenizer import Tokenizer
+from data.tokenizer import Tokenizer, prompt_ids
 from models.language_model import LanguageModel, Params
 from search.token_model import ActionConfig
 from train.errors import ConfigError
@@ -75,6 +75,10 @@ class Player:
     tokenizer: Tokenizer
     tokenizer_name: str
     num_networks: int = 1
+
+    def prompt_ids(self, prompt: str) -> list[int]:
+        """What the model reads before it answers."""
+        return prompt_ids(self.tokenizer, prompt)
 
     def values(self, texts: Sequence[Tokens], width: int) -> list[float]:
         """What the value head says at the end of each text of up to `width` tokens."""

@@ -105,7 +105,7 @@ class BestOfN(Matched):
 
         def answer(prompt: problems.Prompt, number: int, budget: float) -> Attempt:
             samples = self._draw(player, prompt, number, budget)
-            return self._choose(player, player.tokenizer.encode(prompt.text), samples, answer_key)
+            return self._choose(player, player.prompt_ids(prompt.text), samples, answer_key)
 
         # Side by side, as training games are: one batch of samples leaves a processor idle.
         with concurrent.futures.ThreadPoolExecutor(PROBLEMS_AT_ONCE) as pool:
@@ -120,7 +120,7 @@ class BestOfN(Matched):
         The first ones are the same whatever the budget and the number of samples.
         """
         rng_key = jax.random.fold_in(jax.random.key(self.seed), number)
-        left = budget / player.num_networks - len(player.tokenizer.encode(prompt.text))
+        left = budget / player.num_networks - len(player.prompt_ids(prompt.text))
         most = math.inf if self.num_samples is None else self.num_samples
         size = int(min(most, SAMPLES_AT_ONCE))
         samples: list[Tokens] = []

@@ -137,7 +137,7 @@ def _of_all_lanes(shared: caches.KeyValues) -> caches.KeyValues:
 
 
 class Attention(nn.Module):
-    """Projections, rotary positions and one of the two kinds of weights; no biases."""
+    """Projections, rotary positions and one of the two kinds of weights."""
 
     config: AttentionConfig
     num_heads: int
@@ -145,6 +145,11 @@ class Attention(nn.Module):
     head_dim: int
     rope_base: float | None
     dtype: str
+    rotary_fraction: float = 1.0
+    rope_scaling: layers.RopeScaling | None = None
+    qkv_bias: bool = False
+    out_bias: bool = False
+    qk_norm_epsilon: float | None = None  # None: queries and keys are not normalised
 
     @nn.compact
     def __call__(
@@ -158,10 +163,21 @@ class Attention(nn.Module):
         its buffers with the new tokens written at `view.filled`.
         """
         query, key, value, inputs = self._projections(x, view, prefix, lane)
+        if (epsilon := self.qk_norm_epsilon) is not None:
+            query = layers.RMSNorm(epsilon, name="query_norm")(query)
+            key = layers.RMSNorm(epsilon, name="key_norm")(key)
         if self.config.normalize_query_key:
             query, key = self._normalize(query), unit_length(key)
-        query = layers.rotate(query, view.positions, self.rope_base)
-        key = layers.rotate(key, view.positions, self.rope_base)
+        query, key = (
+            layers.rotate(
+                x,
+                view.positions,
+                self.rope_base,
+                fraction=self.rotary_fraction,
+                scaling=self.rope_scaling,
+            )
+            for x in (query, key)
+        )
         own = caches.KeyValues(key=key, value=value)
         if lane is not None:
             own = caches.write_lanes(lane.key_values, own, view.filled)
@@ -169,7 +185,12 @@ class Attention(nn.Module):
         if self.config.normalize_output:
             out = layers.RMSNorm(epsilon=1e-12, name="output_norm")(out)  # of any size
         project_out = layers.dense(
-            (x.shape[-1],), ("heads", "head_dim", "embed"), self.dtype, "out", axis=(-2, -1)
+            (x.shape[-1],),
+            ("heads", "head_dim", "embed"),
+            self.dtype,
+            "out",
+            axis=(-2, -1),
+            use_bias=self.out_bias,
         )
         return project_out(out), caches.LaneLayer(key_values=own, inputs=inputs)
 
@@ -182,7 +203,11 @@ class Attention(nn.Module):
         for i, (name, size) in enumerate(sizes.items()):
             axis = "heads" if name == "query" else "kv_heads"
             project = layers.dense(
-                (size, self.head_dim), ("embed", axis, "head_dim"), self.dtype, name
+                (size, self.head_dim),
+                ("embed", axis, "head_dim"),
+                self.dtype,
+                name,
+                use_bias=self.qkv_bias,
             )
             y = project(x)
             if width:

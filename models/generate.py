@@ -14,7 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int, Key
 
-from data.tokenizer import Tokenizer
+from data.tokenizer import Tokenizer, prompt_ids
 from models.language_model import ModelOutputs, Params
 
 
@@ -262,7 +262,7 @@ def generate_texts(
       stop_tokens: ends a completion; the end-of-text token if None.
     """
     stop_tokens = (tokenizer.eos_id,) if stop_tokens is None else tuple(stop_tokens)
-    prompts = [tokenizer.encode(text) for text in texts]
+    prompts = [prompt_ids(tokenizer, text) for text in texts]
     if empty := [n for n, prompt in enumerate(prompts) if not prompt]:
         raise ValueError(f"text {empty[0]} has no tokens; a prompt needs at least one.")
     row_keys = jax.vmap(lambda n: jax.random.fold_in(rng_key, n))(jnp.arange(len(texts)))

@@ -14,7 +14,7 @@ from jaxtyping import Array, Float, Int
 
 from kernels import taylor_attention as taylor
 from models import cache as caches
-from models import transformer
+from models import heads, transformer
 from models.cache import Leaf
 from models.view import View, age_in_lane, causal_age
 
@@ -58,6 +58,11 @@ class LanguageModel:
     def init(self, rng_key: Array) -> Params:
         """Fresh parameters {"trunk": ..., "value_head": ...}: a plain tree of arrays."""
         return nn.unbox(self.network.init(rng_key, *self._dummy())["params"])
+
+    def init_value_head(self, rng_key: Array) -> Params:
+        """A fresh value head alone: beside a policy network that was trained without one."""
+        head = heads.ValueHead(self.config.value_head_width)
+        return nn.unbox(head.init(rng_key, jnp.zeros((1, self.config.width)))["params"])
 
     def abstract_params(self):
         """Shapes of the parameters, boxed with their logical axis names; nothing is allocated."""

@@ -12,7 +12,7 @@ from typing import Any
 
 import jax
 import numpy as np
-from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
+from jax.sharding import AbstractMesh, AxisType, Mesh, NamedSharding, PartitionSpec
 
 logger = logging.getLogger(__name__)
 
@@ -66,7 +66,7 @@ def replicated(mesh: Mesh) -> NamedSharding:
     return NamedSharding(mesh, PartitionSpec())
 
 
-def param_shardings(boxed_params: Any, mesh: Mesh) -> Any:
+def param_shardings(boxed_params: Any, mesh: Mesh | AbstractMesh) -> Any:
     """Sharding of every parameter, from the logical axis names of `abstract_params()`.
 
     An axis that its mesh axis does not divide is replicated; one line of the log says which.
@@ -110,7 +110,9 @@ def batch_shardings(batch: Any, mesh: Mesh) -> Any:
     return jax.tree_util.tree_map_with_path(one, batch)
 
 
-def _sharding(name: str, shape: tuple[int, ...], axes: list, mesh: Mesh) -> NamedSharding:
+def _sharding(
+    name: str, shape: tuple[int, ...], axes: list, mesh: Mesh | AbstractMesh
+) -> NamedSharding:
     kept = []
     for size, axis in zip(shape, axes, strict=False):
         names = (axis,) if isinstance(axis, str) else axis or ()

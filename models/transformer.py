@@ -17,7 +17,11 @@ MAX_TAYLOR_FEATURES = 20_000  # times head_dim floats per head, layer and row
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class TransformerConfig:
-    """Shape of a decoder-only transformer: RMSNorm before each part, rotary positions, no bias."""
+    """Shape of a decoder-only transformer: a norm before each part, rotary positions.
+
+    The defaults are those of models trained here; with the other fields it is Llama, Mistral, Qwen,
+    GPT-NeoX or Nemotron (`models.huggingface`).
+    """
 
     vocab_size: int
     """Rows of the embedding; at least the tokens of the tokenizer."""
@@ -34,7 +38,8 @@ class TransformerConfig:
     mlp_width: int | None = None
     """Hidden units of the MLP; None: 8/3 of the width for SwiGLU, 4 times otherwise."""
     mlp: layers.MlpKind = "swiglu"
-    """Nonlinearity of the MLP: "swiglu" has a gate, "relu_squared" has none."""
+    """Nonlinearity of the MLP: "swiglu" has a gate, "relu_squared", "gelu" and "gelu_tanh" (an
+    approximation) have none."""
     attention: AttentionConfig = AttentionConfig()
     """How scores become weights."""
     tie_embeddings: bool = True
@@ -42,6 +47,26 @@ class TransformerConfig:
     rope_base: float | None = 10_000.0
     """Base of the rotary positions: from 1 down to nearly 1/base radians per token. None: no
     positions; the order of tokens shows in causality and in the short convolution only."""
+    rotary_fraction: float = 1.0
+    """Share of a head's channels, the first ones, that positions turn."""
+    rope_scaling: layers.RopeScaling | None = None
+    """Slower positions for longer texts."""
+    norm: layers.NormKind = "rms"
+    """"rms", "layer" (with a mean and a bias), or "layer_plus_one": that, with scale - 1 kept."""
+    norm_epsilon: float = 1e-6
+    """Added to the mean square before its root is taken."""
+    qk_norm: bool = False
+    """RMSNorm of every query and key, with a scale that heads share."""
+    qkv_bias: bool = False
+    """Whether queries, keys and values have biases."""
+    out_bias: bool = False
+    """Whether the output projection of attention has one."""
+    mlp_bias: bool = False
+    """Whether the projections of the MLP have them."""
+    parallel_residual: bool = False
+    """Attention and MLP read the same stream, and both add to it."""
+    scale_embeddings: bool = True
+    """Multiply embeddings by the root of the width, so that tied ones start at size 1."""
     value_head_width: int = 64
     """Hidden units of the value head."""
     dtype: str = "float32"
@@ -50,8 +75,14 @@ class TransformerConfig:
     """Recompute each block in the backward pass instead of keeping its activations."""
 
     def __post_init__(self):
-        if self.head_dim % 2 and self.rope_base is not None:
-            raise ValueError(f"rotary positions need an even head_dim; got {self.head_dim}.")
+        if self.rope_base is not None:
+            if self.head_dim % 2 or int(self.head_dim * self.rotary_fraction) % 2:
+                raise ValueError(
+                    "rotary positions need an even head_dim, of which an even number turns; got "
+                    f"head_dim={self.head_dim}, rotary_fraction={self.rotary_fraction}."
+                )
+        if not 0 < self.rotary_fraction <= 1:
+            raise ValueError(f"rotary_fraction lies in (0, 1]; got {self.rotary_fraction}.")
         if self.num_heads % self.kv_heads:
             raise ValueError(
                 "num_heads must be a multiple of num_kv_heads (each serves a group of query "
@@ -91,13 +122,28 @@ class Block(nn.Module):
     def __call__(self, x, view, prefix, lane):
         c = self.config
         attend = Attention(
-            c.attention, c.num_heads, c.kv_heads, c.head_dim, c.rope_base, c.dtype, name="attention"
+            c.attention,
+            c.num_heads,
+            c.kv_heads,
+            c.head_dim,
+            c.rope_base,
+            c.dtype,
+            rotary_fraction=c.rotary_fraction,
+            rope_scaling=c.rope_scaling,
+            qkv_bias=c.qkv_bias,
+            out_bias=c.out_bias,
+            qk_norm_epsilon=c.norm_epsilon if c.qk_norm else None,
+            name="attention",
         )
-        y = layers.RMSNorm(name="attention_norm")(x)
-        y, own = attend(y, view, prefix, lane)
+        mlp = layers.Mlp(c.hidden_width, c.mlp, c.dtype, use_bias=c.mlp_bias, name="mlp")
+        mlp_norm = layers.norm(c.norm, c.norm_epsilon, "mlp_norm")
+        y, own = attend(
+            layers.norm(c.norm, c.norm_epsilon, "attention_norm")(x), view, prefix, lane
+        )
+        if c.parallel_residual:
+            return x + y + mlp(mlp_norm(x)), own
         x = x + y
-        y = layers.RMSNorm(name="mlp_norm")(x)
-        return x + layers.Mlp(c.hidden_width, c.mlp, c.dtype, name="mlp")(y), own
+        return x + mlp(mlp_norm(x)), own
 
 
 class Trunk(nn.Module):
@@ -118,7 +164,9 @@ class Trunk(nn.Module):
             nn.initializers.normal(stddev=c.width**-0.5), ("vocab", "embed")
         )
         table_VD = self.param("embedding", init, (c.vocab_size, c.width))
-        x = table_VD[tokens].astype(c.dtype) * c.width**0.5
+        x = table_VD[tokens].astype(c.dtype)
+        if c.scale_embeddings:
+            x = x * c.width**0.5
         block = nn.remat(Block) if c.remat else Block
         owns = []
         for i in range(c.num_layers):
@@ -126,7 +174,7 @@ class Trunk(nn.Module):
             lane = None if lanes is None else lanes[i]
             x, own = block(c, name=f"block_{i}")(x, view, past, lane)
             owns.append(own)
-        hidden = layers.RMSNorm(name="final_norm")(x)
+        hidden = layers.norm(c.norm, c.norm_epsilon, "final_norm")(x)
         if c.tie_embeddings:
             logits = unembed(hidden, table_VD.T)
         else:

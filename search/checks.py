@@ -37,7 +37,7 @@ def check(config: self_play.SelfPlayConfig) -> list[str]:
     text = tokenizer.load_tokenizer(metadata.tokenizer)
     found, numbers = self_play.load_problems(config)
     prompts = [found[number].prompt for number in numbers]
-    encoded = [text.encode(prompt.text) for prompt in prompts]
+    encoded = [tokenizer.prompt_ids(text, prompt.text) for prompt in prompts]
     warnings = [
         check_value(metadata, use_value=config.search.use_value),
         check_lengths(metadata, prompts, encoded, room=action.max_completion_tokens),

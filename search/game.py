@@ -136,7 +136,7 @@ def play(
             "an oracle is given exactly when the search uses it; got "
             f"use_oracle={search.use_oracle} and verify={verify}."
         )
-    encoded = [text.encode(prompt.text) for prompt in prompts]
+    encoded = [tokenizer.prompt_ids(text, prompt.text) for prompt in prompts]
     tokens, lengths = generate.right_padded(encoded)
     last_move = random_moves if search.mode == "plan" else max_moves - 1
     state = _uncounted(

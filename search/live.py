@@ -82,7 +82,7 @@ def check(speaker: Speaker, prompt: problems.Prompt, config: self_play.SelfPlayC
     """As `checks.check`, of one prompt."""
     action = config.search.action
     checks.check_candidates(action, speaker.model.config.vocab_size)
-    encoded = [speaker.text.encode(prompt.text)]
+    encoded = [tokenizer.prompt_ids(speaker.text, prompt.text)]
     warnings = [
         checks.check_value(speaker.metadata, use_value=config.search.use_value),
         checks.check_lengths(

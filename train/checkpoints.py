@@ -22,8 +22,9 @@ import numpy as np
 import orbax.checkpoint as ocp
 from flax import linen as nn
 
+from data import folder_tokenizer
 from data import tokenizer as tokenizers
-from models import lora
+from models import huggingface, lora
 from models.language_model import LanguageModel
 from models.lora import LoraConfig
 from models.transformer import TransformerConfig
@@ -32,6 +33,7 @@ from train.errors import ConfigError, DataError
 from train.step import TrainState
 
 SCHEMA_VERSION = 1
+BESIDE = "tokenizer"  # name of a tokenizer that lies in a folder of the checkpoint
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -134,13 +136,14 @@ def find_step(path: Path | str) -> Path:
       DataError: there is none.
     """
     path = Path(path).absolute()
-    if (path / "params").is_dir():
+    if (path / "params").is_dir() or huggingface.is_folder(path):
         return path
     folder = path / "checkpoints" if (path / "checkpoints").is_dir() else path
     steps = ocp.utils.checkpoint_steps(folder) if folder.is_dir() else []
     if not steps:
         raise DataError(
-            "a checkpoint is a run folder, its checkpoints folder or one step in it; "
+            "a checkpoint is a run folder, its checkpoints folder or one step in it, or a folder "
+            "of transformers (config.json and safetensors); "
             f"got {path}, which {'holds none' if path.exists() else 'does not exist'}. "
             "Give the folder of a finished or interrupted `python -m train` run."
         )
@@ -164,6 +167,8 @@ def read_metadata(step_path: Path) -> Metadata:
     Raises:
       DataError: it is not one of ours, torn, or of a newer version of this code.
     """
+    if huggingface.is_folder(step_path):
+        return _metadata_of_folder(step_path)
     try:
         with ocp.Checkpointer(ocp.JsonCheckpointHandler()) as checkpointer:
             raw = checkpointer.restore(step_path / "metadata")
@@ -175,7 +180,28 @@ def read_metadata(step_path: Path) -> Metadata:
             f"this code reads checkpoints of schema version {SCHEMA_VERSION}; got {version} in "
             f"{step_path}. Use the code that wrote it, or train again."
         )
-    return config_json.decode(raw)
+    metadata = config_json.decode(raw)
+    if metadata.tokenizer == BESIDE:
+        folder = os.path.relpath(step_path / BESIDE)
+        return dataclasses.replace(metadata, tokenizer=folder)
+    return metadata
+
+
+def _metadata_of_folder(path: Path) -> Metadata:
+    """Of a folder of `transformers`, whose tokenizer is named by the folder.
+
+    Raises:
+      DataError: it has no tokenizer, or is no model of ours.
+    """
+    name = folder_tokenizer.name_in(path)
+    return Metadata(
+        model=huggingface.read_config(path),
+        tokenizer=name,
+        tokenizer_fingerprint=tokenizers.load_tokenizer(name).fingerprint,
+        data_hash="",
+        longest_text_tokens=huggingface.longest_text(path),
+        has_trained_value=None if huggingface.has_value_head(path) else False,
+    )
 
 
 def load_params(path: Path | str) -> tuple[TransformerConfig, str, Any]:
@@ -211,6 +237,8 @@ def load_saved(path: Path | str) -> tuple[Metadata, Any]:
             f"now has fingerprint {fingerprint[:12]}, the checkpoint {step_path} was trained with "
             f"{metadata.tokenizer_fingerprint[:12]}. Restore that tokenizer or train again."
         )
+    if huggingface.is_folder(step_path):
+        return metadata, huggingface.load(step_path)[1]
     try:
         split = lora.split(LanguageModel(metadata.model), metadata.lora)
     except ValueError as error:

@@ -252,7 +252,8 @@ def _initial_params(experiment: Experiment) -> Any:
     """Of initial_checkpoint, which fits this run."""
     assert experiment.initial_checkpoint is not None
     config, tokenizer, params = checkpoints.load_params(experiment.initial_checkpoint)
-    if config != experiment.model or tokenizer != experiment.tokenizer:
+    fingerprint = load_tokenizer(tokenizer).fingerprint
+    if config != experiment.model or fingerprint != setup.tokenizer.fingerprint:
         raise ConfigError(
             "initial_checkpoint must have the model and tokenizer of this run; "
             f"{experiment.initial_checkpoint} has {config} and {tokenizer!r}, this run "
