@@ -248,7 +248,7 @@ def _initial_state(experiment: Experiment, setup: Setup, base: Any) -> steps.Tra
     return dataclasses.replace(state, params=state.params | known)
 
 
-def _initial_params(experiment: Experiment) -> Any:
+def _initial_params(experiment: Experiment, setup: Setup) -> Any:
     """Of initial_checkpoint, which fits this run."""
     assert experiment.initial_checkpoint is not None
     config, tokenizer, params = checkpoints.load_params(experiment.initial_checkpoint)

@@ -19,11 +19,12 @@ from typing import Any
 
 import jax
 import numpy as np
+import safetensors.numpy
 from flax import linen as nn
 from flax import traverse_util
 
 from configs import load
-from models import lora
+from models import families, lora
 from models.language_model import LanguageModel
 from models.lora import LoraConfig
 from train import checkpoints, run_folder
@@ -31,13 +32,9 @@ from train.errors import ConfigError, DataError
 
 CONFIG_FILE, WEIGHTS_FILE = "adapter_config.json", "adapter_model.safetensors"
 MODULES = {
-    "attention/query": "self_attn.q_proj",
-    "attention/key": "self_attn.k_proj",
-    "attention/value": "self_attn.v_proj",
-    "attention/out": "self_attn.o_proj",
-    "mlp/gate": "mlp.gate_proj",
-    "mlp/up": "mlp.up_proj",
-    "mlp/down": "mlp.down_proj",
+    layer: name.removeprefix("model.layers.{}.")
+    for layer, name in families.LLAMA_MODULES.items()
+    if name.endswith("_proj")
 }
 # Settings of peft under which an adapter is something else than W + scale * A B. The values that
 # stand here change nothing; a file from a later peft may lack some of them.
@@ -74,7 +71,7 @@ def export_adapters(source: Path, target: Path, *, base_model: str) -> None:
     tensors = to_peft(params["adapters"])
     modules = sorted({name.rpartition(".lora_")[0] for name in tensors})
     target.mkdir(parents=True)
-    _safetensors().save_file(tensors, target / WEIGHTS_FILE, metadata={"format": "pt"})
+    safetensors.numpy.save_file(tensors, target / WEIGHTS_FILE, metadata={"format": "pt"})
     run_folder.write_json(
         target / CONFIG_FILE,
         {
@@ -212,20 +209,9 @@ def _read(folder: Path) -> tuple[dict, dict[str, np.ndarray]]:
         raise DataError(f"an adapter of peft has the file {weights}, which is missing{hint}.")
     settings = run_folder.read_json(folder / CONFIG_FILE)
     try:
-        return settings, _safetensors().load_file(weights)
+        return settings, safetensors.numpy.load_file(weights)
     except Exception as error:
         raise DataError(f"{weights} cannot be read ({error}). Fetch or export it again.") from error
-
-
-def _safetensors() -> Any:
-    try:
-        import safetensors.numpy
-    except ImportError as error:
-        raise ConfigError(
-            f"peft's files need the package safetensors ({error}). Install the extra that has it: "
-            "pip install -c constraints.txt -e '.[hf]'"
-        ) from error
-    return safetensors.numpy
 
 
 def main(argv: list[str]) -> None:

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from configs import load
-from models import lora, quantized, sharding
+from models import huggingface, lora, quantized, sharding
 from models.language_model import LanguageModel
 from models.lora import LoraConfig
 from models.transformer import TransformerConfig
@@ -22,9 +22,6 @@ from train.stopping import StopFlag
 
 needs_qwix = pytest.mark.skipif(
     importlib.util.find_spec("qwix") is None, reason="needs qwix, of the extra hf"
-)
-needs_safetensors = pytest.mark.skipif(
-    importlib.util.find_spec("safetensors") is None, reason="needs safetensors, of the extra hf"
 )
 KINDS = [
     None,
@@ -303,7 +300,6 @@ def test_four_bits_are_the_nearest_published_levels_times_the_largest_of_a_tile(
         quantized.quantize(array, 2, kind="nf4", tile_size=48)
 
 
-@needs_safetensors
 def test_adapters_go_to_peft_and_come_back_the_same(base, trained, tmp_path):
     peft.main(["export", str(trained), str(tmp_path / "out"), "--base-model", "llama"])
     peft.main(["import", str(tmp_path / "out"), str(base), str(tmp_path / "back")])
@@ -314,7 +310,6 @@ def test_adapters_go_to_peft_and_come_back_the_same(base, trained, tmp_path):
     )
 
 
-@needs_safetensors
 @pytest.mark.parametrize("what", ["missing", "extra", "shape", "torn", "pickle", "dora"])
 def test_foreign_adapters_are_one_clear_error(base, trained, tmp_path, what):
     from safetensors.numpy import load_file, save_file
@@ -367,28 +362,8 @@ def test_peft_gives_the_same_logits(tmp_path):
     checkpoints.save_params(tmp_path / "ours", trained, metadata, dtype="float32")
     peft.export_adapters(tmp_path / "ours", tmp_path / "peft", base_model="llama")
 
-    llama = transformers.LlamaForCausalLM(
-        transformers.LlamaConfig(
-            vocab_size=32, hidden_size=16, num_hidden_layers=2, num_attention_heads=4, head_dim=8,
-            num_key_value_heads=2, intermediate_size=32, rms_norm_eps=1e-6, rope_theta=10_000.0,
-        )
-    )  # fmt: skip
-    trunk = params["trunk"]
-    tensors = {
-        "model.embed_tokens.weight": trunk["embedding"] * c.width**0.5,
-        "model.norm.weight": trunk["final_norm"]["scale"],
-        "lm_head.weight": trunk["unembed"]["kernel"].T,
-    }
-    for path, kernel in lora.kernels(trunk).items():
-        block, _, layer = path.partition("/")
-        name = f"model.layers.{block.removeprefix('block_')}.{peft.MODULES[layer]}.weight"
-        num_in = kernel.shape[0] * (kernel.shape[1] if layer.endswith("out") else 1)
-        tensors[name] = kernel.reshape(num_in, -1).T
-    for i in range(c.num_layers):
-        block, name = trunk[f"block_{i}"], f"model.layers.{i}"
-        tensors[f"{name}.input_layernorm.weight"] = block["attention_norm"]["scale"]
-        tensors[f"{name}.post_attention_layernorm.weight"] = block["mlp_norm"]["scale"]
-    llama.load_state_dict({k: torch.tensor(np.asarray(v)) for k, v in tensors.items()})
+    huggingface.save(tmp_path / "base", MODEL, params, None)
+    llama = transformers.LlamaForCausalLM.from_pretrained(tmp_path / "base")
     tokens = torch.tensor(TOKENS.astype(np.int64))
     with torch.no_grad():
         base = llama(tokens).logits.numpy()
