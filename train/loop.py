@@ -148,7 +148,7 @@ def run(
     saved_in, metadata = folder / "checkpoints", setup.metadata
     base: Any = None
     if experiment.lora is not None:
-        base = _initial_params(experiment)  # read by every step, and in no checkpoint of this run
+        base = _initial_params(experiment, setup)  # read by every step, and in no checkpoint of this run
         assert experiment.initial_checkpoint is not None  # `_check` has refused it
         metadata = checkpoints.with_base(metadata, saved_in, experiment.initial_checkpoint, base)
     with checkpoints.Checkpoints(
@@ -242,7 +242,7 @@ def _initial_state(experiment: Experiment, setup: Setup, base: Any) -> steps.Tra
     state = init(jax.random.key(experiment.seed))
     if experiment.initial_checkpoint is None:
         return state
-    params = _initial_params(experiment) if base is None else base
+    params = _initial_params(experiment, setup) if base is None else base
     at = setup.shardings.params
     known = {name: jax.device_put(params[name], at[name]) for name in at if name in params}
     return dataclasses.replace(state, params=state.params | known)
