@@ -4,6 +4,7 @@ or back.
     python -m models.convert path/to/Llama-3.2-1B runs/llama            # to ours
     python -m models.convert runs/tiny exported --dtype bfloat16        # to theirs
     python -m models.convert path/to/Llama-3.2-1B runs/taylor --attention taylor --order 2
+    python -m models.convert stories15M.bin stories                     # llama2.c to theirs
 
 The attention is swapped as it stands: nothing is fitted or trained. (A command, so it may use
 what reads and writes checkpoints.)
@@ -17,7 +18,7 @@ from typing import Literal
 from configs import load
 from data import folder_tokenizer
 from data.tokenizer import load_tokenizer
-from models import huggingface
+from models import huggingface, llama2c
 from models.language_model import LanguageModel
 from train import checkpoints
 from train.errors import ConfigError, DataError
@@ -29,7 +30,7 @@ def main(argv: list[str]) -> None:
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("source", type=Path, help="run folder, checkpoint or folder")
+    parser.add_argument("source", type=Path, help="run folder, checkpoint, folder or .bin")
     parser.add_argument("target", type=Path, help="folder to write; must not exist")
     parser.add_argument("--to", choices=("ours", "huggingface"), help="form (the other one)")
     parser.add_argument("--attention", choices=("softmax", "taylor"), help="kind of attention")
@@ -64,6 +65,9 @@ def convert(
     """
     if target.exists():
         raise DataError(f"a conversion writes a new folder; {target} exists. Name another one.")
+    if llama2c.is_file(source):
+        _from_llama2c(source, target, to=to, attention=attention, dtype=dtype)
+        return
     step = checkpoints.find_step(source)
     metadata = checkpoints.read_metadata(step)
     model_config, name, params = checkpoints.load_params(source)
@@ -96,6 +100,19 @@ def convert(
     if is_beside:
         (target / checkpoints.BESIDE).mkdir()
         folder_tokenizer.save(target / checkpoints.BESIDE, tokenizer)
+
+
+def _from_llama2c(
+    source: Path, target: Path, *, to: str | None, attention: str | None, dtype: str
+) -> None:
+    if to == "ours" or attention is not None:
+        raise ConfigError(
+            "a llama2.c file becomes a folder of transformers, and that anything else; got "
+            f"to={to}, attention={attention}. Convert twice."
+        )
+    model, params, tokenizer = llama2c.load(source)
+    longest = llama2c.longest_text(source)
+    huggingface.save(target, model, params, tokenizer, dtype=dtype, longest_text_tokens=longest)
 
 
 if __name__ == "__main__":

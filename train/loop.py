@@ -148,7 +148,9 @@ def run(
     saved_in, metadata = folder / "checkpoints", setup.metadata
     base: Any = None
     if experiment.lora is not None:
-        base = _initial_params(experiment, setup)  # read by every step, and in no checkpoint of this run
+        base = _initial_params(
+            experiment, setup
+        )  # read by every step, and in no checkpoint of this run
         assert experiment.initial_checkpoint is not None  # `_check` has refused it
         metadata = checkpoints.with_base(metadata, saved_in, experiment.initial_checkpoint, base)
     with checkpoints.Checkpoints(
