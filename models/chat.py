@@ -18,6 +18,7 @@ import jax
 from configs import load
 from data import folder_tokenizer, problems, prompts
 from data.errors import DataError
+from data.tokenizer import Tokenizer
 from models import generate
 from search import live, self_play
 from train.errors import ConfigError
@@ -39,7 +40,7 @@ def main(argv: list[str]) -> None:
     warned: set[str] = set()
     for number, typed in enumerate(_typed(arguments.problem)):
         prompt = problems.Prompt(
-            id=f"typed/{number}", split="custom", text=_put(typed, arguments.form, history, speaker)
+            id=f"typed/{number}", split="custom", text=_put(typed, arguments.form, history, speaker.text)
         )
         try:
             if config is not None:
@@ -94,14 +95,14 @@ def _typed(problem: str | None) -> Iterator[str]:
         yield line
 
 
-def _put(typed: str, form: str, history: list[prompts.Message], speaker: live.Speaker) -> str:
+def _put(typed: str, form: str, history: list[prompts.Message], text: Tokenizer) -> str:
     """What the model reads: a chat as its own template writes it, else in ChatML."""
     if form == "few_shot":
         prompt = problems.Prompt(id="", split="", text=typed)
         return prompts.few_shot(problems.Problem(prompt=prompt, checker=bool)).prompt.text
     if form == "chat":
         instruction, question = prompts.messages(typed)
-        chat, text = [instruction, *history, question], speaker.text
+        chat = [instruction, *history, question]
         if isinstance(text, folder_tokenizer.FolderTokenizer) and text.chat_template is not None:
             return text.chat(chat)
         return prompts.chatml(chat)

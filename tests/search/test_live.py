@@ -4,7 +4,7 @@ import io
 
 import pytest
 
-from data import problems
+from data import problems, tokenizer
 from data.errors import DataError
 from models import chat
 from search import gumbel, live, self_play, token_model
@@ -67,7 +67,8 @@ def test_a_chat_continues_every_line_that_is_typed(save_model, monkeypatch, caps
 
 @pytest.mark.parametrize("form", chat.FORMS)
 def test_prompts_are_put_in_every_form(form):
-    text = chat._put("How many?", form, [{"role": "user", "content": "Before"}])
+    before = [{"role": "user", "content": "Before"}]
+    text = chat._put("How many?", form, before, tokenizer.load_tokenizer("bytes"))
     assert text.count("How many?") == 1
     begins, has_history = {
         "plain": ("How many?\n", False),
