@@ -39,9 +39,8 @@ def main(argv: list[str]) -> None:
     history: list[prompts.Message] = []
     warned: set[str] = set()
     for number, typed in enumerate(_typed(arguments.problem)):
-        prompt = problems.Prompt(
-            id=f"typed/{number}", split="custom", text=_put(typed, arguments.form, history, speaker.text)
-        )
+        put = _put(typed, arguments.form, history, speaker.text)
+        prompt = problems.Prompt(id=f"typed/{number}", split="custom", text=put)
         try:
             if config is not None:
                 for warning in set(live.check(speaker, prompt, config)) - warned:
