@@ -176,6 +176,7 @@ def test_the_loss_falls_and_the_base_keeps_its_bits_without_optimizer_state(kind
 
 @pytest.mark.devices(8)
 @pytest.mark.slow
+@pytest.mark.soak
 def test_adapters_on_eight_devices_equal_one():
     kind = None if importlib.util.find_spec("qwix") is None else "nf4"
     config = dataclasses.replace(CONFIG, quantize_base=kind)
