@@ -145,7 +145,7 @@ def table(
 
 def get_config() -> Pipeline:
     return circle.circle(
-        base=base(280),
+        base=base(250),
         play=SelfPlayConfig(
             problem_set="grade_school_small",
             limit=512,
@@ -160,7 +160,7 @@ def get_config() -> Pipeline:
             value=_muon(peak_learning_rate=3e-3, warmup_steps=10, weight_decay=0.05),
         ),
         loss_weights=LossWeights(text=5.0),
-        methods=table((16, 50, 200), base_simulations=(200,), num_problems=100),
+        methods=table((16, 50, 200, 400), base_simulations=(200, 400), num_problems=100),
         new_problems=True,
         base_seconds=250.0,
         play_seconds=400.0,
