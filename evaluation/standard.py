@@ -49,8 +49,8 @@ def standard_methods(
       has_controls: whether sampling with a floor and the base model's prior are measured too.
       has_curves: whether best of n and majority are measured at the cost of every search, a single
         sample and beams of several widths too, and the other ways to search: plans, trees that stay
-        from move to move, PUCT, greedy rollouts, leaves in parallel, tokens as actions. Curves of
-        accuracy against forward passes.
+        from move to move, PUCT, greedy rollouts, leaves in parallel, tokens as actions, games and
+        plans with the oracle. Curves of accuracy against forward passes.
       ablation_splits: where oracle x value is measured.
     """
     longest = search.action.max_completion_tokens
@@ -85,6 +85,9 @@ def standard_methods(
         for variant in SEARCH_VARIANTS:
             changed = dataclasses.replace(search, **variant)
             methods += [searched(n, like=changed, **asked) for n in sizes]
+        for mode in ("play", "plan"):
+            changed = dataclasses.replace(search, mode=mode)
+            methods += [searched(n, use_oracle=True, like=changed, **asked) for n in sizes]
         by_token = dataclasses.replace(search.action, kind="token", min_probability=0.0)
         tokens = dataclasses.replace(search, action=by_token)
         methods += [
