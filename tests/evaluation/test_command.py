@@ -55,6 +55,7 @@ def test_curves_match_every_search():
         "beam-16", "best-of-n-search-8", "best-of-n-search-32", "best-of-n-search-50",
         "beam-64-search-50",
         *(f"search-{n}-{variant}" for variant in variants for n in (8, 32, 50)),
+        *(f"search-{n}-{oracle}" for oracle in ("oracle", "plan-oracle") for n in (8, 32, 50)),
         *(f"search-{n}-tokens" for n in (8, 32, 50)),
         "best-of-n-search-50-min-p-0-05",
     ]  # fmt: skip
