@@ -169,7 +169,7 @@ def _forward(static, query, key, value, coefficients_K, state, log_decay_K, runs
         weight = _times(jnp.where(factors.visible, weight, 0), factors.pair)
         weights = features.weights(coefficients[lane], head_dim)[..., None]  # [m, P, 1]
         phi_query = features.products(query.mT, order)
-        past = einsum("mpg,mpf->mgf", phi_query, state * weights)
+        past = einsum("mpf,mpg->mfg", state * weights, phi_query).mT
         sums = einsum("mgs,msf->mgf", weight, value) + _times(past, factors.query)
         phi_key = features.products(key.mT, order)
         after = einsum("mps,msf->mpf", phi_key, _times(value, factors.key))
@@ -220,7 +220,7 @@ def _sums_bwd(static, residuals, cotangents):
         before_bar = _times(after_bar, factors.state) + weights * read_bar
         # The keys write the state after it.
         phi_key_bar = einsum("mpf,msf->mps", after_bar, _times(value, factors.key))
-        value_bar = _times(einsum("mps,mpf->msf", phi_key, after_bar), factors.key)
+        value_bar = _times(einsum("mpf,mps->mfs", after_bar, phi_key).mT, factors.key)
         # The weights inside the chunk.
         score = einsum("mgh,msh->mgs", query, key)
         weight = features.polynomial(score, coefficients[lane][:, None, None])
