@@ -97,6 +97,10 @@ def check_against_reference(arrays, others, tolerance, **settings):
         (1, 4, 5, (2, 1), 40, True, False, False),
         (2, 17, 7, (4, 2), 300, True, True, True),  # P = 171, three chunks, the last not full
         (8, 2, 5, (2, 1), 200, True, False, True),
+        *(
+            pytest.param(order, 3, 5, (2, 1), 200, True, True, True, marks=pytest.mark.soak)
+            for order in range(3, 8)
+        ),
     ],
 )
 def test_values_and_all_gradients_match_the_reference(
