@@ -11,6 +11,7 @@ from configs import load
 from search import checks, self_play
 from train import checkpoints, show, slurm
 from train.errors import ConfigError
+from train.slurm import SlurmConfig
 
 LAUNCHER_FLAGS = ("launcher", "dry-run", "slurm.", "num-workers")
 
@@ -31,7 +32,7 @@ class SearchFlags(load.CommonFlags):
     """A worker that is silent for so long is lost, and its batch is played by another."""
     launcher: Literal["local", "slurm"] = "local"
     """"slurm": submit one job with a Redis server, the driver and num_workers workers."""
-    slurm: slurm.SlurmConfig = slurm.SlurmConfig()
+    slurm: SlurmConfig = SlurmConfig()
     """What that job asks for."""
     dry_run: bool = False
     """Print the script of the job instead of submitting it."""

@@ -43,8 +43,9 @@ stop() {{ kill -TERM $driver $workers 2>/dev/null; }}
 trap stop USR1 TERM
 while kill -0 $driver 2>/dev/null; do
     wait $driver
-    code=$?
 done
+wait $driver
+code=$?
 trap '' USR1 TERM
 kill -TERM $workers 2>/dev/null
 wait $workers

@@ -4,7 +4,7 @@ import dataclasses
 from typing import Any, Literal
 
 from configs import load
-from train import slurm
+from train.slurm import SlurmConfig
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -13,7 +13,7 @@ class TrainFlags(load.CommonFlags):
 
     launcher: Literal["local", "slurm"] = "local"
     """"slurm": submit a job, or of a pipeline one job per stage, each after those that it uses."""
-    slurm: slurm.SlurmConfig = slurm.SlurmConfig()
+    slurm: SlurmConfig = SlurmConfig()
     """What the jobs ask for."""
     dry_run: bool = False
     """Print the scripts of the jobs instead of submitting them."""

@@ -34,7 +34,7 @@ ACTION = token_model.ActionConfig(
     num_candidates=4, opening_tokens=1, max_step_tokens=3, max_completion_tokens=9
 )
 CONFIG = self_play.SelfPlayConfig(
-    search=gumbel.SearchConfig(action=ACTION, num_simulations=24, use_oracle=True),
+    search=gumbel.SearchConfig(action=ACTION, num_simulations=24),  # an oracle is not cached
     limit=10,
     batch_size=2,
     slice_calls=1,
@@ -124,17 +124,15 @@ def search_while(harm, config, folder, *, local_workers=2, **options):
     """Runs a distributed search; `harm(folder)` goes on beside it."""
     thread = threading.Thread(target=harm, args=(folder,), daemon=True)
     thread.start()
-    with open(os.devnull, "w") as nowhere:
-        distributed.run(
-            config,
-            run_folder.prepare(folder, config),
-            resume=False,
-            stop=StopFlag(),
-            local_workers=local_workers,
-            lease_seconds=3.0,
-            console=rich.console.Console(file=nowhere),
-            **options,
-        )
+    distributed.run(
+        config,
+        run_folder.prepare(folder, config),
+        resume=False,
+        stop=StopFlag(),
+        local_workers=local_workers,
+        lease_seconds=3.0,
+        **options,
+    )
     thread.join(10)
     assert not thread.is_alive()
 

@@ -55,7 +55,9 @@ def test_everything_is_sent_once_and_taken_over_once(desk):
         assert desk.look(after=1) == []
         assert batch not in desk.books.left
     assert (desk.books.games, desk.books.left) == (3, [])
-    assert list(records.read_folder(desk.folder / "records")) == [game for games in GAMES for game in games]
+    assert list(records.read_folder(desk.folder / "records")) == [
+        game for games in GAMES for game in games
+    ]
     assert not list((desk.folder / ledger.FOLDER / "a").iterdir())
     assert Desk(desk.folder).look() == []  # another driver finds all of it
 

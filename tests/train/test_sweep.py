@@ -32,7 +32,7 @@ def test_grids_zips_draws_and_products_are_lists_of_overrides():
 
 
 def test_draws_lie_in_their_range_and_more_of_them_keep_the_first():
-    fields = {"rate": sweep.log_uniform(1e-4, 1e-2), "x": sweep.uniform(2, 3), "kind": "ab"}
+    fields = {"rate": sweep.log_uniform(1e-4, 1e-2), "x": sweep.uniform(2.0, 3.0), "kind": "ab"}
     draws = sweep.random(fields, count=200)
     assert draws[:20] == sweep.random(fields, count=20) != sweep.random(fields, count=20, seed=1)
     rates = [draw["rate"] for draw in draws]

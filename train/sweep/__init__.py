@@ -5,6 +5,7 @@ NAME` runs it.
 """
 
 import dataclasses
+import functools
 import itertools
 import math
 import random as random_module
@@ -103,7 +104,7 @@ class Member:
     overrides: Overrides
     config: Any
 
-    @property
+    @functools.cached_property
     def name(self) -> str:
         """The same for equal configs, however they came about."""
         return config_json.sha256(self.config)[:12]
@@ -138,7 +139,7 @@ def set_field(config: Any, field: str, value: Any) -> Any:
         place = int(head)
         changed = set_field(config[place], rest, value) if rest else value
         return (*config[:place], changed, *config[place + 1 :])
-    hints = typing.get_type_hints(type(config)) if dataclasses.is_dataclass(config) else {}
+    hints = _hints(type(config)) if dataclasses.is_dataclass(config) else {}
     if head not in hints:
         known = ", ".join(hints) or f"none in a {type(config).__name__}"
         raise ConfigError(f"a sweep sets fields of its config; got {head!r}. There are: {known}.")
@@ -154,6 +155,11 @@ def set_field(config: Any, field: str, value: Any) -> Any:
         return dataclasses.replace(config, **{head: value})
     except ValueError as error:
         raise ConfigError(f"{field}={value!r}: {error}") from error
+
+
+@functools.cache
+def _hints(cls: type) -> dict[str, Any]:
+    return typing.get_type_hints(cls)
 
 
 def _default_part(hint: Any) -> Any:

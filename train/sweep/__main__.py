@@ -14,8 +14,9 @@ from dataclasses import dataclass
 from typing import Literal
 
 from configs import load
-from train import launch, resume, slurm
+from train import launch, resume
 from train.errors import ConfigError
+from train.slurm import SlurmConfig
 from train.sweep import Member, Sweep, SweepRun, members_of
 
 FOLDER = load.FOLDER / "sweeps"
@@ -30,7 +31,7 @@ class SweepFlags(load.CommonFlags):
     array of jobs; call the sweep again for its table."""
     num_processes: int = 1
     """Members that run at once with "local"."""
-    slurm: slurm.SlurmConfig = slurm.SlurmConfig()
+    slurm: SlurmConfig = SlurmConfig()
     """What the jobs ask for."""
     dry_run: bool = False
     """Print the members, and with "slurm" the script; run nothing."""
