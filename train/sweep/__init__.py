@@ -116,7 +116,7 @@ def members_of(sweep: Sweep, config: Any) -> list[Member]:
     Raises:
       ConfigError: no such field, or a value that it cannot have.
     """
-    found = {}
+    found: dict[str, Member] = {}
     for overrides in sweep.members:
         changed = config
         for field, value in overrides.items():
@@ -139,7 +139,8 @@ def set_field(config: Any, field: str, value: Any) -> Any:
         place = int(head)
         changed = set_field(config[place], rest, value) if rest else value
         return (*config[:place], changed, *config[place + 1 :])
-    hints = _hints(type(config)) if dataclasses.is_dataclass(config) else {}
+    cls: Any = type(config)
+    hints = _hints(cls) if dataclasses.is_dataclass(cls) else {}
     if head not in hints:
         known = ", ".join(hints) or f"none in a {type(config).__name__}"
         raise ConfigError(f"a sweep sets fields of its config; got {head!r}. There are: {known}.")
@@ -164,5 +165,5 @@ def _hints(cls: type) -> dict[str, Any]:
 
 def _default_part(hint: Any) -> Any:
     """Of an optional part that is off: its defaults, as `configs.load` turns it on."""
-    kinds = typing.get_args(hint) if isinstance(hint, types.UnionType) else (hint,)
+    kinds: tuple[Any, ...] = typing.get_args(hint) if isinstance(hint, types.UnionType) else (hint,)
     return next((kind() for kind in kinds if dataclasses.is_dataclass(kind)), None)
