@@ -22,7 +22,7 @@ import typing
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, NoReturn, TypeVar
+from typing import Annotated, Any, NoReturn
 
 import tyro
 
@@ -84,16 +84,13 @@ def find(name: str, *, folder: Path = FOLDER, function: str = "get_config") -> A
     return getattr(module, function)()
 
 
-Flags = TypeVar("Flags", bound=CommonFlags)
-
-
 def parse(
     argv: Sequence[str],
     *,
     program: str,
     expects: type | tuple[type, ...],
-    flags: type[Flags] = CommonFlags,  # type: ignore[assignment]
-) -> tuple[Any, Flags]:
+    flags: type[CommonFlags] = CommonFlags,
+) -> tuple[Any, Any]:
     """Command line `NAME [--overrides] [flags]` -> the resolved config and the flags.
 
     Prints and exits with 0 on --help, which explains every field of that config.
@@ -129,8 +126,8 @@ def override(
     *,
     program: str,
     name: str = "",
-    flags: type[Flags] = CommonFlags,  # type: ignore[assignment]
-) -> tuple[Any, Flags]:
+    flags: type[CommonFlags] = CommonFlags,
+) -> tuple[Any, Any]:
     """Applies overrides to a config; for commands that make their config without a file.
 
     Args:
@@ -182,8 +179,8 @@ def opened_run(config: Any, flags: CommonFlags) -> Iterator[tuple[Path, StopFlag
 
 
 def _parse_with_tyro(
-    config: Any, flags: Flags, argv: Sequence[str], prog: str
-) -> tuple[Any, Flags]:
+    config: Any, flags: CommonFlags, argv: Sequence[str], prog: str
+) -> tuple[Any, Any]:
     # No prefixes: the fields of the config stand beside the common flags.
     unnamed = tyro.conf.arg(name="")
     both = dataclasses.make_dataclass(

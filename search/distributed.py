@@ -76,9 +76,9 @@ def run(
             if is_stopped():
                 stop.raise_preempted(f"{len(books.left)} of {len(batches)} batches left")
             try:
-                numbers = books.to_send(queue.waiting())
-                queue.send(numbers)
-                books.sent(numbers)
+                missing = books.to_send(queue.waiting())
+                queue.send(missing)
+                books.sent(missing)
                 progress.trouble = ""
             except broker.Unreachable as error:
                 progress.trouble = f"the broker does not answer ({error}); trying again"

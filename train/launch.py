@@ -68,9 +68,7 @@ def resume_command(folder: Path, stage: str | None = None) -> list[str]:
     return command if stage is None else [*command, "--stage", stage]
 
 
-def parameters(
-    config: SlurmConfig, *, name: str, after: Iterable[str] = ()
-) -> dict[str, int | str | bool | list[str] | dict[str, Any]]:
+def parameters(config: SlurmConfig, *, name: str, after: Iterable[str] = ()) -> dict[str, Any]:
     """What submitit is told of jobs. after: numbers of jobs that must have succeeded."""
     found: dict[str, Any] = {
         "job_name": name,

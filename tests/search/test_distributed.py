@@ -7,6 +7,7 @@ import shutil
 import signal
 import socket
 import subprocess
+import sys
 import threading
 import time
 from pathlib import Path
@@ -277,24 +278,15 @@ def test_progress_tells_games_speeds_and_the_time_left(tmp_path):
     ]  # fmt: skip
 
 
-def job_script(folder, repository_root):
+def test_the_slurm_job_starts_broker_driver_and_workers(repository_root):
     text = slurm_job.script(
         "game24_search",
         ["--limit", "6", "--search.num-simulations=9", "--resume", "--run-folder", "elsewhere"],
-        folder,
+        Path("runs/big"),
         slurm.SlurmConfig(partition="gpu", gpus=1, nodes=2, setup=("module load cuda",)),
         workers=16,
     )
-    return text.replace(str(repository_root), "/REPOSITORY").replace(
-        shutil.which("python") or "", "python"
-    )
-
-
-def test_the_slurm_job_starts_broker_driver_and_workers(repository_root):
-    import sys
-
-    text = job_script(Path("runs/big"), repository_root).replace(sys.executable, "python")
-    golden = repository_root / "tests" / "golden" / "search.sbatch"
-    assert text == golden.read_text()
+    text = text.replace(sys.executable, "python").replace(str(repository_root), "/REPOSITORY")
+    assert text == (repository_root / "tests" / "golden" / "search.sbatch").read_text()
     checked = subprocess.run(["bash", "-n"], input=text, text=True, capture_output=True)
     assert checked.returncode == 0, checked.stderr
