@@ -51,11 +51,11 @@ class _Channel(filesystem.Channel):
     once by a worker, would end that worker.
     """
 
-    def _put(self, queue: str, message: Any, **_: Any) -> None:
+    def _put(self, queue, payload, **_):  # type: ignore[override]
         folder = Path(self.data_folder_out)
         name = f"{uuid.uuid1().time:020d}_{uuid.uuid4().hex}"
         partial = folder / f".{name}"
-        partial.write_text(dumps(message))
+        partial.write_text(dumps(payload))
         partial.replace(folder / f"{name}.{queue}.msg")
 
 
