@@ -140,7 +140,7 @@ def set_field(config: Any, field: str, value: Any) -> Any:
         changed = set_field(config[place], rest, value) if rest else value
         return (*config[:place], changed, *config[place + 1 :])
     cls: Any = type(config)
-    hints = _hints(cls) if dataclasses.is_dataclass(cls) else {}
+    hints = _hints(cls)
     if head not in hints:
         known = ", ".join(hints) or f"none in a {type(config).__name__}"
         raise ConfigError(f"a sweep sets fields of its config; got {head!r}. There are: {known}.")
@@ -159,11 +159,13 @@ def set_field(config: Any, field: str, value: Any) -> Any:
 
 
 @functools.cache
-def _hints(cls: type) -> dict[str, Any]:
-    return typing.get_type_hints(cls)
+def _hints(cls: Any) -> dict[str, Any]:
+    """Field -> type of a dataclass; nothing of any other class."""
+    return typing.get_type_hints(cls) if dataclasses.is_dataclass(cls) else {}
 
 
 def _default_part(hint: Any) -> Any:
     """Of an optional part that is off: its defaults, as `configs.load` turns it on."""
-    kinds: tuple[Any, ...] = typing.get_args(hint) if isinstance(hint, types.UnionType) else (hint,)
-    return next((kind() for kind in kinds if dataclasses.is_dataclass(kind)), None)
+    kinds = typing.get_args(hint) if isinstance(hint, types.UnionType) else (hint,)
+    parts: list[Any] = [kind for kind in kinds if dataclasses.is_dataclass(kind)]
+    return parts[0]() if parts else None
