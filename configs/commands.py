@@ -5,6 +5,7 @@ import importlib
 from collections.abc import Mapping
 from typing import Any
 
+from train.errors import ConfigError
 from train.pipeline import RunFn
 
 # Imported when first called: a pipeline that only trains never loads the search.
@@ -13,6 +14,12 @@ FUNCTIONS = {
     "search": "search.self_play:run",
     "evaluation": "evaluation.run:run",
     "scoring": "evaluation.scoring:run",
+}
+CONFIGS = {
+    "train": "configs.base:Experiment",
+    "search": "search.self_play:SelfPlayConfig",
+    "evaluation": "evaluation.run:EvaluationConfig",
+    "scoring": "evaluation.scoring:ScoringConfig",
 }
 
 
@@ -24,3 +31,16 @@ def _call(target: str, *arguments: Any, **options: Any) -> Any:
 COMMANDS: Mapping[str, RunFn] = {
     name: functools.partial(_call, target) for name, target in FUNCTIONS.items()
 }
+
+
+def command_of(config: Any) -> str:
+    """The command that runs this config.
+
+    Raises:
+      ConfigError: none does.
+    """
+    cls = f"{type(config).__module__}:{type(config).__qualname__}"
+    for name, known in CONFIGS.items():
+        if cls == known:
+            return name
+    raise ConfigError(f"a run has the config of {', '.join(COMMANDS)}; got a {cls}.")

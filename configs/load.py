@@ -59,32 +59,38 @@ class CommonFlags:
     command: tyro.conf.Suppress[str] = ""
 
 
-def names(folder: Path = FOLDER) -> list[str]:
-    """Names of all configs: the files with a `get_config`."""
+def names(folder: Path = FOLDER, *, function: str = "get_config") -> list[str]:
+    """Names of all configs: the files with a `get_config` (or another function)."""
     return sorted(
         path.stem
         for path in folder.glob("*.py")
-        if re.search(r"^def get_config\(", path.read_text(encoding="utf-8"), re.MULTILINE)
+        if re.search(rf"^def {function}\(", path.read_text(encoding="utf-8"), re.MULTILINE)
     )
 
 
-def find(name: str) -> Any:
-    """The config of `configs/NAME.py`.
+def find(name: str, *, folder: Path = FOLDER, function: str = "get_config") -> Any:
+    """The config of `configs/NAME.py`, or what another function in another folder there returns.
 
     Raises:
       ConfigError: no such file, with the nearest name.
     """
-    if name not in names():
+    known, place = names(folder, function=function), folder.relative_to(FOLDER.parent)
+    if name not in known:
         raise ConfigError(
-            f"a config is a file in configs/; got {name!r}.{_did_you_mean(name, names())}"
-            f" There are: {', '.join(names())}."
+            f"a config is a file in {place}/; got {name!r}.{_did_you_mean(name, known)}"
+            f" There are: {', '.join(known)}."
         )
-    return importlib.import_module(f"configs.{name}").get_config()
+    module = importlib.import_module(".".join([*place.parts, name]))
+    return getattr(module, function)()
 
 
 def parse(
-    argv: Sequence[str], *, program: str, expects: type | tuple[type, ...]
-) -> tuple[Any, CommonFlags]:
+    argv: Sequence[str],
+    *,
+    program: str,
+    expects: type | tuple[type, ...],
+    flags: type[CommonFlags] = CommonFlags,
+) -> tuple[Any, Any]:
     """Command line `NAME [--overrides] [flags]` -> the resolved config and the flags.
 
     Prints and exits with 0 on --help, which explains every field of that config.
@@ -92,6 +98,7 @@ def parse(
     Args:
       program: the command's package, such as "train" for `python -m train`.
       expects: config types this command can run.
+      flags: the command's own flags, beside the common ones.
 
     Raises:
       ConfigError: unknown config, one for another command, unknown field, unusable value.
@@ -110,12 +117,17 @@ def parse(
             f"python -m {program} runs a {' or '.join(kind.__name__ for kind in kinds)}; "
             f"configs/{name}.py is a {type(config).__name__}. Use the command in its docstring."
         )
-    return override(config, rest, program=program, name=name)
+    return override(config, rest, program=program, name=name, flags=flags)
 
 
 def override(
-    config: Any, argv: Sequence[str], *, program: str, name: str = ""
-) -> tuple[Any, CommonFlags]:
+    config: Any,
+    argv: Sequence[str],
+    *,
+    program: str,
+    name: str = "",
+    flags: type[CommonFlags] = CommonFlags,
+) -> tuple[Any, Any]:
     """Applies overrides to a config; for commands that make their config without a file.
 
     Args:
@@ -125,14 +137,14 @@ def override(
       ConfigError: as in `parse`, or what the config itself refuses.
     """
     command = shlex.join(["python", "-m", program, *([name] if name else []), *argv])
-    flags = CommonFlags(run_folder=Path("runs") / (name or program), command=command)
+    defaults = flags(run_folder=Path("runs") / (name or program), command=command)
     target = _stages_as_fields(config) if isinstance(config, Pipeline) else config
     target = _with_named_parts(target, [argument.replace("_", "-") for argument in argv])
-    _check_flags(argv, [*_flag_names(target), *_flag_names(flags), "help"])
-    parsed, flags = _parse_with_tyro(target, flags, argv, f"python -m {program} {name}".strip())
+    _check_flags(argv, [*_flag_names(target), *_flag_names(defaults), "help"])
+    parsed, found = _parse_with_tyro(target, defaults, argv, f"python -m {program} {name}".strip())
     if isinstance(config, Pipeline):
         parsed = _fields_as_stages(config, parsed)
-    return parsed, flags
+    return parsed, found
 
 
 def main(program: str, command: Callable[[list[str]], Any]) -> NoReturn:
@@ -168,14 +180,14 @@ def opened_run(config: Any, flags: CommonFlags) -> Iterator[tuple[Path, StopFlag
 
 def _parse_with_tyro(
     config: Any, flags: CommonFlags, argv: Sequence[str], prog: str
-) -> tuple[Any, CommonFlags]:
+) -> tuple[Any, Any]:
     # No prefixes: the fields of the config stand beside the common flags.
     unnamed = tyro.conf.arg(name="")
     both = dataclasses.make_dataclass(
         "Arguments",
         [
             ("config", Annotated[type(config), unnamed]),
-            ("flags", Annotated[CommonFlags, unnamed, tyro.conf.FlagCreatePairsOff]),
+            ("flags", Annotated[type(flags), unnamed, tyro.conf.FlagCreatePairsOff]),
         ],
         frozen=True,
     )

@@ -69,10 +69,11 @@ def _uncounted(state: token_model.State) -> token_model.State:
 
 @dataclasses.dataclass(frozen=True)
 class Game:
-    """A played game: its record, and the tokens the model read to play it."""
+    """A played game: its record, the tokens the model read for it, and the nodes of its trees."""
 
     record: records.SearchRecord
     evaluations: int
+    nodes: int
 
 
 Searched = list[list[tuple[records.Position, records.Tree]]]  # of every game, its searches
@@ -195,7 +196,8 @@ def play(
     write = functools.partial(_record, text, search=search, seed=seed, keep_trees=keep_trees)
     completions, outcomes = _completions(state, is_checked=verify is not None)
     written = map(write, prompts, encoded, completions, outcomes, searched)
-    return [Game(*both) for both in zip(written, evaluations.tolist(), strict=True)]
+    nodes = [sum(len(tree.parent) for _, tree in row) for row in searched]
+    return [Game(*all_of) for all_of in zip(written, evaluations.tolist(), nodes, strict=True)]
 
 
 def _completions(

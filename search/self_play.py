@@ -2,10 +2,10 @@
 
 import concurrent.futures
 import dataclasses
-import json
 import os
+import shutil
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import jax
@@ -15,12 +15,15 @@ from models import language_model
 from search import game, gumbel, oracle, snapshots, token_model
 from train import checkpoints, config_json
 from train.errors import ConfigError, DataError
+from train.run_folder import write_json
 from train.stopping import StopFlag
 
 # One batch leaves a processor idle: on a CPU between its many small products, on an accelerator
 # while the host writes records.
 BATCHES_AT_ONCE = 2
 SLURM_HOURS = 4.0  # what many clusters allow
+UNFINISHED = "unfinished"  # folder of the batches that were stopped
+SUMMARY = "summary.json"
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -195,6 +198,122 @@ class _Watch:
         return stopped
 
 
+def wall_clock(config: SelfPlayConfig, stop: StopFlag) -> Callable[[], str | None]:
+    """Asks whether to stop: because `stop` says so, or because the time of the config is up."""
+    started_at = time.monotonic()
+    hours = config.wall_clock_hours
+    if hours is None and "SLURM_JOB_ID" in os.environ:
+        hours = SLURM_HOURS
+
+    def is_stopped() -> str | None:
+        # What is under way is saved within a slice; a minute is left for it.
+        if hours is not None and time.monotonic() - started_at > 3600 * hours - 60:
+            stop.request(f"wall clock of {hours:g} h")
+        return stop.requested
+
+    return is_stopped
+
+
+def batches_of(config: SelfPlayConfig, numbers: Sequence[int]) -> list[tuple[int, list[int]]]:
+    """Every batch of a run: the number of the game, and the problems that are played."""
+    size = config.batch_size
+    return [
+        (game_number, list(numbers[start : start + size]))
+        for game_number in range(len(config.random_moves))
+        for start in range(0, len(numbers), size)
+    ]
+
+
+def shard_name(number: int, num_batches: int) -> str:
+    """File of a batch."""
+    return f"shard-{number:05d}-of-{num_batches:05d}{records.SUFFIX}"
+
+
+class Player:
+    """The model, the problems and the batches of a run: `play` gives the same in every process."""
+
+    def __init__(self, config: SelfPlayConfig):
+        """Raises: as `checkpoints.load_params` and `load_problems`."""
+        self.config = config
+        model_config, self.tokenizer, self._params = checkpoints.load_params(config.checkpoint)
+        self._text = tokenizer.load_tokenizer(self.tokenizer)
+        language = language_model.LanguageModel(model_config)
+        self._model = token_model.for_tokenizer(language, config.search.action, self._text)
+        self._problems, numbers = load_problems(config)
+        self.batches = batches_of(config, numbers)
+        self._verify: oracle.Oracle | None = None
+        if config.search.use_oracle:
+            self._verify = oracle.Oracle(config.problem_set, config.split, self.tokenizer)
+        self._rng_key = jax.random.key(config.seed)
+        self._belongs_to = _name_of_games(config)
+
+    def shard_name(self, number: int) -> str:
+        return shard_name(number, len(self.batches))
+
+    def play(
+        self, number: int, folder: Path, is_stopped: Callable[[], object]
+    ) -> list[game.Game] | None:
+        """The games of a batch, or None if they were stopped; then they are saved in `folder`,
+        from where the next call goes on.
+
+        Raises:
+          DataError: what was saved belongs to another config or model.
+        """
+        config, (game_number, rows) = self.config, self.batches[number]
+        # The last batch is filled up, so that it has the shape that is compiled already.
+        filled = rows + rows[:1] * (config.batch_size - len(rows))
+        named_batch = f"{self._belongs_to} {number}"
+        saved = unfinished(folder, number)
+        played = game.play(
+            self._model,
+            self._params,
+            [self._problems[n].prompt for n in filled],
+            filled,
+            self._text,
+            config.search,
+            jax.random.fold_in(self._rng_key, number),
+            self._verify,
+            max_moves=config.max_moves,
+            random_moves=config.random_moves[game_number],
+            seed=config.seed,
+            keep_trees=config.keep_trees,
+            snapshot=snapshots.read(saved, named_batch),
+            slice_calls=config.slice_calls,
+            watch=_Watch(saved, named_batch, 60 * config.save_minutes, is_stopped),
+        )
+        return None if played is None else played[: len(rows)]
+
+    def write(self, number: int, games: Sequence[game.Game], folder: Path) -> None:
+        """Writes the shard of a batch."""
+        game_number, _ = self.batches[number]
+        named = [
+            dataclasses.replace(one.record, tokenizer=self.tokenizer, game=game_number)
+            for one in games
+        ]
+        records.write_shard(folder / self.shard_name(number), named)
+
+
+def unfinished(folder: Path, number: int) -> Path:
+    """Where the games of a batch are saved that was stopped."""
+    return folder / f"batch-{number:05d}.npz"
+
+
+def refuse_old_records(folder: Path) -> None:
+    """A new search has an empty folder of records."""
+    if list(folder.glob(f"*{records.SUFFIX}")):
+        raise ConfigError(
+            f"a new search needs a folder without records; {folder} holds some. Use --resume to "
+            "continue, or another --run-folder."
+        )
+
+
+def finish(run_folder: Path) -> None:
+    """Counts what was played, in the last file of a run."""
+    shutil.rmtree(run_folder / UNFINISHED, ignore_errors=True)
+    summary = records.summary(records.read_folder(run_folder / "records"))
+    write_json(run_folder / SUMMARY, summary)
+
+
 def run(config: SelfPlayConfig, run_folder: Path, *, resume: bool, stop: StopFlag) -> Path:
     """Plays all problems of the config; returns the folder of the record shards.
 
@@ -207,89 +326,34 @@ def run(config: SelfPlayConfig, run_folder: Path, *, resume: bool, stop: StopFla
       Preempted: `stop` was requested, or the time is up; everything is saved.
     """
     folder = run_folder / "records"
-    if not resume and list(folder.glob(f"*{records.SUFFIX}")):
-        raise ConfigError(
-            f"a new search needs a folder without records; {folder} holds some. Use --resume to "
-            "continue, or another --run-folder."
-        )
-    model_config, tokenizer_name, params = checkpoints.load_params(config.checkpoint)
-    text = tokenizer.load_tokenizer(tokenizer_name)
-    language = language_model.LanguageModel(model_config)
-    model = token_model.for_tokenizer(language, config.search.action, text)
-    all_problems, numbers = load_problems(config)
-    size = config.batch_size
-    batches = [
-        (game_number, list(numbers[start : start + size]))
-        for game_number in range(len(config.random_moves))
-        for start in range(0, len(numbers), size)
-    ]
-    print(forecast(config, sum(len(rows) for _, rows in batches)), flush=True)
-    verify = None
-    if config.search.use_oracle:
-        verify = oracle.Oracle(config.problem_set, config.split, tokenizer_name)
-
-    folder.mkdir(parents=True, exist_ok=True)
-    seed_key = jax.random.key(config.seed)
-    started_at = time.monotonic()
-    hours = config.wall_clock_hours
-    if hours is None and "SLURM_JOB_ID" in os.environ:
-        hours = SLURM_HOURS
-    belongs_to = _name_of_games(config)
-
-    def is_stopped() -> str | None:
-        # What is under way is saved within a slice; a minute is left for it.
-        if hours is not None and time.monotonic() - started_at > 3600 * hours - 60:
-            stop.request(f"wall clock of {hours:g} h")
-        return stop.requested
+    if not resume:
+        refuse_old_records(folder)
+    player = Player(config)
+    num_batches = len(player.batches)
+    print(forecast(config, sum(len(rows) for _, rows in player.batches)), flush=True)
+    is_stopped = wall_clock(config, stop)
 
     def play_batch(number: int) -> bool:
         """Whether the batch is on disk now, and not put off."""
-        game_number, rows = batches[number]
-        shard = folder / f"shard-{number:05d}-of-{len(batches):05d}{records.SUFFIX}"
-        unfinished = run_folder / "unfinished" / f"batch-{number:05d}.npz"
-        if records.sidecar_path(shard).exists():
-            unfinished.unlink(missing_ok=True)
+        saved = unfinished(run_folder / UNFINISHED, number)
+        if records.sidecar_path(folder / player.shard_name(number)).exists():
+            saved.unlink(missing_ok=True)
             return True
         if is_stopped():
             return False
-        # The last batch is filled up, so that it has the shape that is compiled already.
-        filled = rows + rows[:1] * (size - len(rows))
         started = time.monotonic()
-        named_batch = f"{belongs_to} {number}"
-        played = game.play(
-            model,
-            params,
-            [all_problems[n].prompt for n in filled],
-            filled,
-            text,
-            config.search,
-            jax.random.fold_in(seed_key, number),
-            verify,
-            max_moves=config.max_moves,
-            random_moves=config.random_moves[game_number],
-            seed=config.seed,
-            keep_trees=config.keep_trees,
-            snapshot=snapshots.read(unfinished, named_batch),
-            slice_calls=config.slice_calls,
-            watch=_Watch(unfinished, named_batch, 60 * config.save_minutes, is_stopped),
-        )
+        played = player.play(number, run_folder / UNFINISHED, is_stopped)
         if played is None:
             return False
-        played = played[: len(rows)]
-        named = [
-            dataclasses.replace(one.record, tokenizer=tokenizer_name, game=game_number)
-            for one in played
-        ]
-        records.write_shard(shard, named)
-        unfinished.unlink(missing_ok=True)
-        _print_progress(played, number + 1, len(batches), time.monotonic() - started)
+        player.write(number, played, folder)
+        saved.unlink(missing_ok=True)
+        _print_progress(played, number + 1, num_batches, time.monotonic() - started)
         return True
 
     is_played = [play_batch(0)]  # alone: it compiles
     with concurrent.futures.ThreadPoolExecutor(BATCHES_AT_ONCE) as pool:
-        is_played += pool.map(play_batch, range(1, len(batches)))
+        is_played += pool.map(play_batch, range(1, num_batches))
     if not all(is_played):
-        stop.raise_preempted(f"batch {is_played.index(False)} of {len(batches)}")
-    summary = records.summary(records.read_folder(folder))
-    (run_folder / "summary.json").write_text(json.dumps(summary, indent=2) + "\n")
+        stop.raise_preempted(f"batch {is_played.index(False)} of {num_batches}")
+    finish(run_folder)
     return folder

@@ -7,6 +7,7 @@ holds the arrays of a `game.Snapshot` and a JSON header with what it belongs to.
 import dataclasses
 import json
 import os
+import tempfile
 import zipfile
 from pathlib import Path
 
@@ -39,12 +40,16 @@ def write(path: Path, snapshot: Snapshot, belongs_to: str) -> None:
     }
     arrays["header"] = np.frombuffer(json.dumps(header).encode(), np.uint8)
     path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_suffix(".partial")
-    with open(partial, "wb") as file:
-        np.savez(file, allow_pickle=False, **arrays)
-        file.flush()
-        os.fsync(file.fileno())
-    partial.replace(path)
+    # A name of its own: a batch that was given up for lost may still be played elsewhere.
+    descriptor, partial = tempfile.mkstemp(".partial", f".{path.name}.", path.parent)
+    try:
+        with open(descriptor, "wb") as file:
+            np.savez(file, allow_pickle=False, **arrays)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(partial, path)
+    finally:
+        Path(partial).unlink(missing_ok=True)
 
 
 def read(path: Path, belongs_to: str) -> Snapshot | None:
@@ -53,12 +58,12 @@ def read(path: Path, belongs_to: str) -> Snapshot | None:
     Raises:
       DataError: it is no snapshot, of a newer program, or of other games.
     """
-    if not path.exists():
-        return None
     try:
         with np.load(path) as file:
             header = json.loads(bytes(file["header"]))
             raw = [file[f"array_{n}"] for n in range(len(header["types"]))]
+    except FileNotFoundError:
+        return None
     except (OSError, ValueError, KeyError, zipfile.BadZipFile) as error:
         raise DataError(f"{path} is no snapshot of games: {error}. Delete it.") from error
     expected = (SCHEMA_VERSION, belongs_to)

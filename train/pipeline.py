@@ -107,51 +107,108 @@ def run(
       ConfigError: an unknown command, or a folder that is left alone (see `run_folder.prepare`).
       Preempted: `stop` was requested; every stage until here is saved.
     """
-    for stage in pipeline.stages:
-        if stage.command not in commands:
-            raise ConfigError(
-                f"a stage runs one of {', '.join(commands)}; stage {stage.name!r} asks for "
-                f"{stage.command!r}. Change its command."
-            )
-    folders = {
-        stage.name: folder / "stages" / f"{index:02d}-{stage.name}"
-        for index, stage in enumerate(pipeline.stages)
-    }
-    hashes = stage_hashes(pipeline)
-    _open(pipeline, folder, folders, hashes, resume=resume, overwrite=overwrite, command=command)
-    for line in _made_by_others(folders, hashes):
+    _check_commands(pipeline, commands)
+    open_folder(pipeline, folder, resume=resume, overwrite=overwrite, command=command)
+    stages = Stages(pipeline, folder)
+    for line in stages.made_by_others():
         (console or rich.get_console()).print(line, markup=False, highlight=False, soft_wrap=True)
 
     with pipeline_status.show(pipeline.stages, console=console) as status:
         for stage in pipeline.stages:
-            at, sha256 = folders[stage.name], hashes[stage.name]
-            if _state(at, sha256) == "done":
-                status.skipped(stage.name, run_folder.read_json(at / "done.json")["seconds"])
+            if stages.state(stage.name) == "done":
+                status.skipped(stage.name, stages.seconds(stage.name))
                 continue
             if stop.requested:
                 stop.raise_preempted(f"stage {stage.name}, not started")
-            continues = _state(at, sha256) == "started"
-            if not continues:
-                run_folder.prepare(
-                    at,
-                    stage.config,
-                    overwrite=at.exists(),
-                    extra_files={"stage.json": _stage_json(stage, sha256, seconds=0.0)},
-                )
-            seconds_before = run_folder.read_json(at / "stage.json")["seconds"]
-            status.started(stage.name, seconds_before)
-            start = time.monotonic()
-            try:
-                config = resolve(stage.config, folders)
-                commands[stage.command](config, at, resume=continues, stop=stop)
-            except (ConfigError, DataError, Preempted) as error:
-                raise type(error)(f"stage {stage.name}: {error}") from error
-            finally:
-                seconds = round(seconds_before + time.monotonic() - start, 3)
-                run_folder.write_json(at / "stage.json", _stage_json(stage, sha256, seconds))
-            run_folder.write_json(at / "done.json", {"sha256": sha256, "seconds": seconds})
-            status.finished(stage.name, seconds)
-    return {name: run_folder.read_json(at / "done.json")["seconds"] for name, at in folders.items()}
+            status.started(stage.name, stages.seconds(stage.name))
+            run_stage(pipeline, folder, stage.name, commands=commands, stop=stop)
+            status.finished(stage.name, stages.seconds(stage.name))
+    return {stage.name: stages.seconds(stage.name) for stage in pipeline.stages}
+
+
+def run_stage(
+    pipeline: Pipeline, folder: Path, name: str, *, commands: Mapping[str, RunFn], stop: StopFlag
+) -> None:
+    """Runs or continues one stage in the opened folder of its pipeline; nothing if it is done.
+
+    Raises:
+      ConfigError: no such stage, or one that it uses is not done. Preempted: saved.
+    """
+    stages = Stages(pipeline, folder)
+    stage = stages.find(name)
+    if stages.state(name) == "done":
+        return
+    missing = [used for used in sorted(references(stage.config)) if stages.state(used) != "done"]
+    if missing:
+        raise ConfigError(
+            f"a stage needs those that it uses; {name} uses {', '.join(missing)}, not done in "
+            f"{folder}. Run them first."
+        )
+    at, sha256 = stages.folders[name], stages.hashes[name]
+    continues = stages.state(name) == "started"
+    if not continues:
+        run_folder.prepare(
+            at,
+            stage.config,
+            overwrite=at.exists(),
+            extra_files={"stage.json": _stage_json(stage, sha256, seconds=0.0)},
+        )
+    seconds_before = stages.seconds(name)
+    start = time.monotonic()
+    try:
+        config = resolve(stage.config, stages.folders)
+        commands[stage.command](config, at, resume=continues, stop=stop)
+    except (ConfigError, DataError, Preempted) as error:
+        raise type(error)(f"stage {name}: {error}") from error
+    finally:
+        seconds = round(seconds_before + time.monotonic() - start, 3)
+        run_folder.write_json(at / "stage.json", _stage_json(stage, sha256, seconds))
+    run_folder.write_json(at / "done.json", {"sha256": sha256, "seconds": seconds})
+
+
+class Stages:
+    """The stages of a pipeline in its folder."""
+
+    def __init__(self, pipeline: Pipeline, folder: Path):
+        self._stages = {stage.name: stage for stage in pipeline.stages}
+        self.hashes = stage_hashes(pipeline)
+        self.folders = {
+            name: folder / "stages" / f"{index:02d}-{name}"
+            for index, name in enumerate(self._stages)
+        }
+
+    def find(self, name: str) -> Stage:
+        """Raises: ConfigError: there is none of this name."""
+        if name not in self._stages:
+            raise ConfigError(f"the stages are {', '.join(self._stages)}; got {name!r}.")
+        return self._stages[name]
+
+    def state(self, name: str) -> str:
+        """What its folder holds: absent, changed (of another config), started or done."""
+        return _state(self.folders[name], self.hashes[name])
+
+    def seconds(self, name: str) -> float:
+        """That it took so far, over all attempts."""
+        state = self.state(name)
+        if state not in ("done", "started"):
+            return 0.0
+        file = "done.json" if state == "done" else "stage.json"
+        return run_folder.read_json(self.folders[name] / file)["seconds"]
+
+    def made_by_others(self) -> list[str]:
+        """A line per other commit that made finished stages; code is no part of a stage's hash."""
+        present = run_folder.environment()["git_commit"]
+        stages: dict[str | None, list[str]] = {}
+        for name, at in self.folders.items():
+            if self.state(name) == "done":
+                commit = run_folder.read_json(at / "environment.json")["git_commit"]
+                stages.setdefault(commit, []).append(name)
+        return [
+            f"kept as commit {commit} made it (this is {present}): {', '.join(names)}. To redo a "
+            f"stage delete its folder, such as {self.folders[names[0]]}."
+            for commit, names in stages.items()
+            if commit != present
+        ]
 
 
 def reseed(pipeline: Pipeline, seed: int) -> Pipeline:
@@ -208,23 +265,21 @@ def stage_hashes(pipeline: Pipeline) -> dict[str, str]:
     return hashes
 
 
-def _open(
-    pipeline: Pipeline,
-    folder: Path,
-    folders: Mapping[str, Path],
-    hashes: Mapping[str, str],
-    *,
-    resume: bool,
-    overwrite: bool,
-    command: str,
+def open_folder(
+    pipeline: Pipeline, folder: Path, *, resume: bool, overwrite: bool, command: str = ""
 ) -> None:
-    """Creates the pipeline's folder, or checks that each stage in it may be kept or redone."""
+    """Creates the pipeline's folder, or checks that each stage in it may be kept or redone.
+
+    Raises:
+      ConfigError: it is left alone (see `run_folder.prepare` and `run`).
+    """
     if not (resume and _is_pipeline_folder(folder)):
         run_folder.prepare(folder, pipeline, resume=resume, overwrite=overwrite, command=command)
         return
+    stages = Stages(pipeline, folder)
     present = set((folder / "stages").glob("[!.]*"))
-    changed = [name for name, at in folders.items() if _state(at, hashes[name]) == "changed"]
-    dropped = sorted(path.name for path in present - set(folders.values()))
+    changed = [name for name in stages.folders if stages.state(name) == "changed"]
+    dropped = sorted(path.name for path in present - set(stages.folders.values()))
     if (changed or dropped) and not overwrite:
         raise ConfigError(
             f"{folder} holds stages of another config: {', '.join(changed + dropped)}. Add "
@@ -236,20 +291,13 @@ def _open(
     run_folder.append_command(folder, command)
 
 
-def _made_by_others(folders: Mapping[str, Path], hashes: Mapping[str, str]) -> list[str]:
-    """A line per other commit that made finished stages; code is no part of a stage's hash."""
-    present = run_folder.environment()["git_commit"]
-    stages: dict[str | None, list[str]] = {}
-    for name, at in folders.items():
-        if _state(at, hashes[name]) == "done":
-            commit = run_folder.read_json(at / "environment.json")["git_commit"]
-            stages.setdefault(commit, []).append(name)
-    return [
-        f"kept as commit {commit} made it (this is {present}): {', '.join(names)}. To redo a stage "
-        f"delete its folder, such as {folders[names[0]]}."
-        for commit, names in stages.items()
-        if commit != present
-    ]
+def _check_commands(pipeline: Pipeline, commands: Mapping[str, RunFn]) -> None:
+    for stage in pipeline.stages:
+        if stage.command not in commands:
+            raise ConfigError(
+                f"a stage runs one of {', '.join(commands)}; stage {stage.name!r} asks for "
+                f"{stage.command!r}. Change its command."
+            )
 
 
 def _is_pipeline_folder(folder: Path) -> bool:
@@ -260,7 +308,7 @@ def _is_pipeline_folder(folder: Path) -> bool:
 
 
 def _state(at: Path, sha256: str) -> str:
-    """What a stage's folder holds for this hash: absent, changed, started or done."""
+    """As `Stages.state`."""
     if not at.exists():
         return "absent"
     for file, state in (("done.json", "done"), ("stage.json", "started")):
