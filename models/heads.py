@@ -1,4 +1,4 @@
-"""What is read off the last hidden layer beside the next token: the value of a state."""
+"""What is read off the last hidden layer beside the next token: values and rewards."""
 
 import flax.linen as nn
 import jax.numpy as jnp
@@ -17,3 +17,16 @@ class ValueHead(nn.Module):
         x = hidden.astype(jnp.float32)
         x = nn.silu(layers.dense((self.width,), ("embed", "mlp"), "float32", "up")(x))
         return layers.dense((1,), ("mlp", None), "float32", "out")(x)[..., 0]
+
+
+class RewardHead(nn.Module):
+    """Attributes of the text so far: linear with a bias, in float32 (SteerLM, arXiv:2310.05344)."""
+
+    num_attributes: int
+
+    @nn.compact
+    def __call__(self, hidden: Float[Array, "*B D"]) -> Float[Array, "*B A"]:
+        project = layers.dense(
+            (self.num_attributes,), ("embed", None), "float32", "out", use_bias=True
+        )
+        return project(hidden.astype(jnp.float32))
