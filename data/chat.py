@@ -140,7 +140,7 @@ def parse_steerlm(text: str) -> tuple[Message, ...]:
 
 
 def _turns(text: str) -> tuple[Message, ...]:
-    """`<extra_id_1>User\n...\n<extra_id_1>Assistant\n...\n` as messages."""
+    r"""`<extra_id_1>User\n...\n<extra_id_1>Assistant\n...\n` as messages."""
     _, *parts = _TURN.split(text)
     pairs = zip(parts[::2], parts[1::2], strict=True)
     return tuple(

@@ -1,9 +1,11 @@
 """Pairs of answers, one preferred: files in several forms -> `Preference`.
 
 Forms of a line that `read` knows, by their fields:
-  prompt, chosen, rejected [, chosen_reward, rejected_reward]   texts, or messages (TRL's form: then
-                                                 chosen and rejected are lists that end with answers)
+  prompt, chosen, rejected [, chosen_reward, rejected_reward]   texts, or messages (TRL: chosen and
+                                                                rejected then end with an answer)
   ... and metadata.{score_chosen, score_rejected}               binarised UltraFeedback
+  prompt, response_1, response_2, preference_strength           HelpSteer2-Preference; -3 to 3,
+                                                                negative: the first is better
   input, output_1, output_2, label (1 or 2)                     LLMBar
 """
 
@@ -122,6 +124,8 @@ def of_row(row: JsonRow) -> Preference:
     """
     if "output_1" in row.fields:
         return _llmbar(row)
+    if "response_1" in row.fields:
+        return _helpsteer2(row)
     rewards: dict[str, float | None] = dict.fromkeys(("chosen_reward", "rejected_reward"))
     metadata = row.fields.get("metadata")
     if isinstance(metadata, Mapping) and "score_chosen" in metadata:
@@ -218,6 +222,23 @@ def _llmbar(row: JsonRow) -> Preference:
         prompt=row.text("input"),
         chosen=row.text(chosen),
         rejected=row.text(rejected),
+        origin=row.origin,
+    )
+
+
+def _helpsteer2(row: JsonRow) -> Preference:
+    """The strength of the preference is the reward of the better answer; 0 counts as the second."""
+    strength = row.number("preference_strength")
+    if strength not in range(-3, 4):
+        row.fail("preference_strength", "is a whole number from -3 to 3")
+    first, second = "response_1", "response_2"
+    chosen, rejected = (first, second) if strength < 0 else (second, first)
+    return Preference(
+        prompt=prompt_of(row),
+        chosen=row.text(chosen),
+        rejected=row.text(rejected),
+        chosen_reward=abs(strength),
+        rejected_reward=0.0,
         origin=row.origin,
     )
 

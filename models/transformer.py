@@ -1,4 +1,4 @@
-"""The network: tokens of B rows and R lanes -> hidden states, next-token logits, values, rewards."""
+"""The network: tokens of B rows and R lanes -> hidden states, logits, values and rewards."""
 
 import dataclasses
 
