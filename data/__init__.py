@@ -12,6 +12,9 @@ grade_school.py      generated word problems; grade_school_templates.py, grade_s
 documents.py         text sources -> batches of tokens and loss masks [B, T]; packing.py: windows
 synthetic.py         generated tasks: copying, induction, recall; listops.py: lists of digits
 sources.py           all text sources by type
+chat.py              chats as text and tokens; json_rows.py: JSON lines with typed fields
+attributes.py        graded answers (HelpSteer, SteerLM); preferences.py: pairs of answers
+answer_rows.py       chats, graded answers and pairs -> rows of tokens; chat_sources.py: as text
 search_record.py     SearchRecord: one searched game; records.py: the files of them
 record_text.py       texts of token runs; records in the tokens of another tokenizer
 record_statistics.py counts, intervals and histograms of records (proportions.py: Wilson)

@@ -20,7 +20,7 @@ from typing import Any
 import numpy as np
 from jaxtyping import Float, Int
 
-from data import chat, json_rows, preferences
+from data import json_rows, preferences
 from data.chat import Prompt
 from data.errors import DataError
 from data.json_rows import JsonRow
@@ -42,6 +42,40 @@ FIVE = NINE[4:]
 LOWEST, HIGHEST = 0, 4
 MASKED = -100.0
 """Stands for a grade that was not given."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class AttributeSource:
+    """Graded answers from a file."""
+
+    path: str
+    """A file, or the name of one that `data.files.find` knows."""
+    weight: float = 1.0
+    """Share of the rows of a mixture, against the other weights."""
+    begin: float = 0.0
+    """Where in the file to begin: 0.9 leaves out the first nine tenths of its rows."""
+    end: float = 1.0
+    """Where to end; sources with ends that meet share no row."""
+    reward_attribute: str = "helpfulness"
+    """Of preference pairs: which attribute their rewards are."""
+    reward_range: tuple[float, float] = (1.0, 10.0)
+    """Of preference pairs: rewards that become the grades 0 and 4."""
+
+    def rows(self) -> list["AttributeRow"]:
+        """The rows, those of a pair one after the other.
+
+        Raises:
+          DataError: a line is wrong.
+        """
+        lines = preferences.part_of(json_rows.read(self.path), self.begin, self.end)
+        return [
+            found
+            for line in lines
+            for found in of_row(
+                line, reward_attribute=self.reward_attribute, reward_range=self.reward_range
+            )
+        ]
+
 
 WEIGHTS: Mapping[str, Mapping[str, float]] = {
     # Model card of Nemotron-4-340B-Reward.
@@ -166,23 +200,29 @@ def read(
     Raises:
       DataError: names the file, the line and the field that is wrong.
     """
-    found: list[AttributeRow] = []
-    for row in json_rows.read(path):
-        if "response" in row.fields:
-            found.append(_helpsteer(row))
-        elif "conversations" in row.fields:
-            found += _steerlm(row)
-        elif "text" in row.fields:
-            found.append(_regression(row))
-        elif "chosen" in row.fields:
-            pair = preferences.of_row(row)
-            found += of_pairs([pair], attribute=reward_attribute, reward_range=reward_range)
-        else:
-            row.fail(
-                "response",
-                "or one of conversations, text and chosen names the form of a line of attributes",
-            )
-    return found
+    source = AttributeSource(
+        path=path, reward_attribute=reward_attribute, reward_range=reward_range
+    )
+    return source.rows()
+
+
+def of_row(
+    row: JsonRow,
+    *,
+    reward_attribute: str = "helpfulness",
+    reward_range: tuple[float, float] = (1, 10),
+) -> list[AttributeRow]:
+    """The graded answers in a line; arguments and errors as those of `read`."""
+    if "response" in row.fields:
+        return [_helpsteer(row)]
+    if "conversations" in row.fields:
+        return _steerlm(row)
+    if "text" in row.fields:
+        return [_regression(row)]
+    if "chosen" not in row.fields:
+        row.fail("response", "or conversations, text or chosen must be there: they name the form")
+    pair = preferences.of_row(row)
+    return of_pairs([pair], attribute=reward_attribute, reward_range=reward_range)
 
 
 def write(path: str | Path, rows: Iterable[AttributeRow]) -> None:
@@ -253,12 +293,19 @@ def _steerlm(row: JsonRow) -> list[AttributeRow]:
         AttributeRow(
             prompt=messages[:number],
             response=one["content"],
-            attributes=parse_labels(one["labels"]),
+            attributes=_label(row, one["labels"]),
             origin=row.origin,
         )
         for number, one in enumerate(messages)
         if one["role"] == "assistant" and "labels" in one
     ]
+
+
+def _label(row: JsonRow, text: str) -> dict[str, int]:
+    try:
+        return parse_labels(text)
+    except DataError as error:
+        row.fail("conversations", f"has labels: {error}")
 
 
 def _regression(row: JsonRow) -> AttributeRow:
@@ -270,10 +317,7 @@ def _regression(row: JsonRow) -> AttributeRow:
     if len(is_grade) != len(NINE) or not all(is_grade):
         row.fail("label", f"is a list of {len(NINE)} grades, {LOWEST} to {HIGHEST} or -100")
     assert isinstance(label, list)
-    try:
-        messages = chat.parse_steerlm(row.text("text"))
-    except DataError as error:
-        row.fail("text", str(error))
+    messages = preferences.chat_of(row)
     if messages[-1]["role"] != "assistant":
         row.fail("text", "ends with an answer")
     return AttributeRow(

@@ -10,7 +10,7 @@ Forms of a line that `read` knows, by their fields:
 """
 
 import dataclasses
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -164,8 +164,8 @@ def prompt_of(row: JsonRow) -> Prompt:
 
 
 def chat_of(row: JsonRow) -> tuple[Message, ...]:
-    """The chat in a line of any form: `messages`, SteerLM's `conversations`, a prompt and its
-    `response` or the `chosen` answer.
+    """The chat in a line of any form: `messages`, SteerLM's `conversations` or `text`, a prompt and
+    its `response` or the `chosen` answer.
 
     Raises:
       DataError: names the field that is wrong.
@@ -176,6 +176,11 @@ def chat_of(row: JsonRow) -> tuple[Message, ...]:
         return steerlm_messages(row)
     if "response" in row.fields:
         return chat.with_answer(prompt_of(row), row.text("response"))
+    if "text" in row.fields:
+        try:
+            return chat.parse_steerlm(row.text("text"))
+        except DataError as error:
+            row.fail("text", f"is a chat in SteerLM's template ({error})")
     pair = of_row(row)
     return chat.with_answer(pair.prompt, pair.chosen)
 
@@ -243,26 +248,8 @@ def _helpsteer2(row: JsonRow) -> Preference:
     )
 
 
-def first_fault(pair: Preference) -> str | None:
+def fault(pair: Preference) -> str | None:
     """Why a pair teaches nothing; None if it may."""
     if pair.chosen == pair.rejected:
         return "chosen and rejected are equal"
     return None if pair.chosen and pair.rejected else "an answer is empty"
-
-
-def usable(
-    rows: Sequence[Any], faults: Sequence[str | None], *, max_unusable: float, what: str
-) -> list[Any]:
-    """Rows without a fault.
-
-    Raises:
-      DataError: more than the share `max_unusable` have one; the first is named.
-    """
-    wrong = [number for number, fault in enumerate(faults) if fault]
-    if len(wrong) > max_unusable * len(rows) or len(wrong) == len(rows):
-        first = f"{rows[wrong[0]].origin}: {faults[wrong[0]]}" if wrong else "there are none"
-        raise DataError(
-            f"at most {max_unusable:.1%} of {what} may be unusable; {len(wrong)} of {len(rows)} "
-            f"are. The first is {first}. Correct the file, or raise max_unusable."
-        )
-    return [row for row, fault in zip(rows, faults, strict=True) if not fault]
