@@ -51,9 +51,14 @@ class Metadata:
     lora: LoraConfig | None = None
     """How adapters are joined to their base; None: the parameters are whole."""
     base_path: str | None = None
-    """Checkpoint of that base, seen from the folder that holds the one with the adapters."""
+    """Checkpoint of that base, or of the reference of a preference loss, seen from the folder that
+    holds this one."""
     base_fingerprint: str | None = None
     """`params_fingerprint` of that base."""
+    template: str | None = None
+    """How chats are written for it (`data.chat`); None: not known."""
+    reward_pool: str | None = None
+    """How rewards are read off (`models.heads.at_end`); None: it is no reward model."""
     schema_version: int = SCHEMA_VERSION
 
 

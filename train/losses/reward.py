@@ -11,8 +11,8 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-MASKED = -100.0
-"""Label of an attribute that was not graded."""
+from data.attributes import MASKED
+
 PairKind = Literal["bradley_terry", "margin_bt", "scaled_bt"]
 
 
