@@ -13,6 +13,7 @@ FUNCTIONS = {
     "search": "search.self_play:run",
     "evaluation": "evaluation.run:run",
     "scoring": "evaluation.scoring:run",
+    "rewards": "evaluation.rewards:run",
 }
 
 

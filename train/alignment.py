@@ -103,7 +103,7 @@ class RewardConfig:
     max_unusable: float = answer_rows.MAX_UNUSABLE
     """Share of rows that may teach nothing; they are left out."""
     min_spread: float = 1e-6
-    """A run stops once the rewards of a batch differ less (standard deviation): the head is dead."""
+    """A run stops once the rewards of a batch differ less (standard deviation)."""
 
     def __post_init__(self):
         is_regression = self.kind == "regression"
