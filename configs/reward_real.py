@@ -87,10 +87,10 @@ def get_config() -> Pipeline:
             (f"pairs{seed}", pairs),
         ):
             stages.append(Stage(name=name, command="train", config=config, expected_seconds=200.0))
-    pair_sets = (PairSet(name="UltraFeedback", source=ultrafeedback.HELD_OUT_PAIRS),) + tuple(
-        PairSet(name=name, source=PreferenceSource(path=f"preferences/llmbar/{file}.json"))
-        for name, file in LLMBAR.items()
-    )
+    pair_sets = [PairSet(name="UltraFeedback", source=ultrafeedback.HELD_OUT_PAIRS)]
+    for name, file in LLMBAR.items():
+        source = PreferenceSource(path=f"preferences/llmbar/{file}.json")
+        pair_sets.append(PairSet(name=name, source=source))
     evaluation = RewardEvaluation(
         task="reward models on real rows",
         models=tuple(
@@ -100,7 +100,7 @@ def get_config() -> Pipeline:
             )
             for name, stage in (("regression", "regression"), ("regression, then pairs", "pairs"))
         ),
-        pairs=pair_sets,
+        pairs=tuple(pair_sets),
         graded=(
             GradedSet(name="UltraFeedback", source=AttributeSource(path=ultrafeedback.HELD_OUT)),
             GradedSet(name="SteerLM", source=AttributeSource(path=SAMPLE, begin=0.5)),

@@ -8,7 +8,7 @@ an answer is: the rewards are UltraFeedback's scores, 1 to 10, and eta makes one
 quarter of d.
 """
 
-from configs import dpo, ultrafeedback
+from configs import dpo
 from train.pipeline import Pipeline, Stage
 
 
