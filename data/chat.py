@@ -115,8 +115,10 @@ def answer_of(generated: str, template: TemplateName) -> str:
 def scored_text(chat: Sequence[Message], template: TemplateName, tokenizer: Tokenizer) -> str:
     r"""What a reward model reads of a chat that ends with an answer.
 
-    With SteerLM's template it ends with `{answer}\n<extra_id_2>`, the place of the labels.
+    With SteerLM's template it ends with `{answer}\n<extra_id_2>`, the place of the labels. Labels
+    that stand in the chat are left out.
     """
+    chat = [{key: one[key] for key in one if key != "labels"} for one in chat]
     text = render(chat, template, tokenizer)
     return text.removesuffix(TURN_START) + LABELS_START if template == "steerlm" else text
 
@@ -187,7 +189,7 @@ def encode(
         is_last = number == len(chat) - 1
         if one["role"] != "assistant" or (last_answer_only and not is_last):
             continue
-        labels = one.get("labels")
+        labels = one.get("labels") if template == "steerlm" else None
         before = render(chat[:number], template, tokenizer, generate=True, labels=labels)
         after = render(chat[: number + 1], template, tokenizer)
         if not before.startswith(written) or not after.startswith(before):
@@ -216,7 +218,8 @@ def encode_scored(
       Token ids, which of them are the answer and what follows it, and how many follow it.
     """
     text = scored_text(chat, template, tokenizer)
-    given = render(chat[:-1], template, tokenizer, generate=True)
+    before = [{key: one[key] for key in one if key != "labels"} for one in chat[:-1]]
+    given = render(before, template, tokenizer, generate=True)
     answer = text[len(given) :]
     end = f"\n{LABELS_START}" if template == "steerlm" else ""
     parts = [prompt_ids(tokenizer, given), tokenizer.encode(answer.removesuffix(end))]

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from data import answer_rows, attributes, chat, json_rows, preferences
 from data.answer_rows import TooLong
 from data.chat import TemplateName
+from data.errors import DataError
 from data.json_rows import JsonRow
 from data.packing import Documents
 from data.prompts import Message
@@ -62,6 +63,11 @@ class ChatSource:
         )
 
     def _of_row(self, row: JsonRow) -> list[Sequence[Message]]:
+        if self.with_labels and self.template != "steerlm":
+            raise DataError(
+                'labels are written by the template "steerlm" alone; got with_labels and '
+                f"{self.template!r}. Set template to it."
+            )
         if not self.with_labels:
             messages = preferences.chat_of(row)
             return [[{k: v for k, v in one.items() if k != "labels"} for one in messages]]

@@ -180,7 +180,15 @@ def batches(
     }
     used = {name: (rows, size) for name, (rows, size) in parts.items() if rows is not None}
     datasets = [
-        rows.batches(batch_size=batch_size, seed=seed + 1000 * i, host=host, num_hosts=num_hosts)
+        mixture.batched_rows(
+            rows.num_rows,
+            rows.weights,
+            rows.gather,
+            batch_size=batch_size,
+            seed=seed + 1000 * i,
+            host=host,
+            num_hosts=num_hosts,
+        )
         for i, (rows, batch_size) in enumerate(used.values())
     ]
     datasets = [dataset[:_ENDLESS] for dataset in datasets]  # zip wants equal lengths

@@ -309,7 +309,6 @@ def reward_loss(model: LanguageModel, config: RewardConfig) -> LossFn:
         predictions = predict(params, tokens, batch["lengths"].reshape(-1))[:, scalar]
         chosen, rejected = predictions.reshape(num_pairs, 2).T
         strength = jnp.abs(batch["rewards"][:, 0] - batch["rewards"][:, 1])
-        assert config.kind != "regression"
         loss = jnp.mean(reward.pair_loss(config.kind, chosen, rejected, strength))
         centre = jnp.mean(reward.centring(chosen, rejected))
         return loss + config.centring_weight * centre, {

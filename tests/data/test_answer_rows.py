@@ -164,5 +164,7 @@ def test_labels_are_written_before_answers(tmp_path):
     source: TextSource = ChatSource(path=str(path), template="steerlm", with_labels=True)
     found = source.documents(BYTES, 512)
     text = BYTES.decode(found.tokens)
+    with pytest.raises(DataError, match='template "steerlm" alone'):
+        ChatSource(path=str(path), with_labels=True).documents(BYTES, 512)
     assert text.endswith("Assistant\n<extra_id_2>helpfulness:4,verbosity:0\nYes.\n<extra_id_1>")
     assert BYTES.decode(found.tokens[found.is_counted]) == "Yes.\n<extra_id_1>"

@@ -29,14 +29,14 @@ Kind = Literal["dpo", "ipo", "rpo_bwd_kl", "rpo_fwd_kl", "rpo_sq"]
 
 
 def preference_loss(
-    kind: Kind,
+    kind: str,
     policy_chosen: Float[Array, "B"],
     policy_rejected: Float[Array, "B"],
     reference_chosen: Float[Array, "B"],
     reference_rejected: Float[Array, "B"],
     *,
-    beta: float,
-    eta: float = 1.0,
+    beta: float | Float[Array, ""],
+    eta: float | Float[Array, ""] = 1.0,
     reward_chosen: Float[ArrayLike, "*B"] | float = 1.0,
     reward_rejected: Float[ArrayLike, "*B"] | float = 0.0,
 ) -> Float[Array, "B"]:
@@ -80,8 +80,8 @@ def gaps(
     reference_chosen: Float[Array, "B"],
     reference_rejected: Float[Array, "B"],
     *,
-    beta: float,
-    eta: float = 1.0,
+    beta: float | Float[Array, ""],
+    eta: float | Float[Array, ""] = 1.0,
     reward_chosen: Float[ArrayLike, "*B"] | float = 1.0,
     reward_rejected: Float[ArrayLike, "*B"] | float = 0.0,
 ) -> tuple[Float[Array, "B"], Float[Array, "B"]]:
@@ -94,15 +94,18 @@ def gaps(
 
 
 def bernoulli_kl(p_logit: Float[Array, "*B"], q_logit: Float[Array, "*B"]) -> Float[Array, "*B"]:
-    """KL(Bern(s(p)) || Bern(s(q))) of two logits: s(p) (p - q) + softplus(q) - softplus(p).
+    """KL(Bern(s(p)) || Bern(s(q))) of two logits.
 
-    For near logits the difference of softplus is log(1 + s(p) (e^(q-p) - 1)), which does not
-    cancel.
+        s(p) (log s(p) - log s(q)) + s(-p) (log s(-p) - log s(-q))
+
+    For near logits the same as log(1 + s(p) (e^(q-p) - 1)) - s(p) (q - p), which cancels less.
     """
     step = q_logit - p_logit
-    near = jnp.log1p(jax.nn.sigmoid(p_logit) * jnp.expm1(jnp.clip(step, -1.0, 1.0)))
-    far = jax.nn.softplus(q_logit) - jax.nn.softplus(p_logit)
-    return jnp.where(jnp.abs(step) < 1, near, far) - jax.nn.sigmoid(p_logit) * step
+    p, softplus = jax.nn.sigmoid(p_logit), jax.nn.softplus
+    near = jnp.log1p(p * jnp.expm1(jnp.clip(step, -1.0, 1.0))) - p * jnp.clip(step, -1.0, 1.0)
+    far = p * (softplus(-q_logit) - softplus(-p_logit))
+    far += jax.nn.sigmoid(-p_logit) * (softplus(q_logit) - softplus(p_logit))
+    return jnp.where(jnp.abs(step) < 1, near, far)
 
 
 def _wide(x: Float[ArrayLike, "*B"] | float) -> Float[Array, "*B"]:

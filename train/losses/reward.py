@@ -9,7 +9,7 @@ from typing import Literal, get_args
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, Num
 
 from data.attributes import MASKED
 
@@ -20,7 +20,7 @@ def regression(
     predictions: Float[Array, "B A"],
     labels: Float[Array, "B A"],
     *,
-    count: Float[Array, ""] | None = None,
+    count: Num[Array, ""] | int | None = None,
     micro_batch_size: int | None = None,
 ) -> Float[Array, ""]:
     """Mean squared error over the labels that are not MASKED.
@@ -47,7 +47,7 @@ def regression(
 
 
 def pair_loss(
-    kind: PairKind,
+    kind: str,
     chosen: Float[Array, "B"],
     rejected: Float[Array, "B"],
     strength: Float[Array, "B"] | float = 1.0,
