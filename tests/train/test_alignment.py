@@ -6,6 +6,7 @@ import json
 import math
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
@@ -85,7 +86,7 @@ def base(experiment, files, tmp_path_factory):
     """Fine-tuned on both kinds of answer."""
     folder = tmp_path_factory.mktemp("base")
     source = ChatSource(path=files["chats"], template="plain")
-    loop.run(experiment(sources=(source,), train_steps=40, save_every_steps=40), folder)
+    loop.run(experiment(sources=(source,), train_steps=40, save_every_steps=20), folder)
     return str(folder)
 
 
@@ -112,25 +113,70 @@ def log(folder):
     return [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
 
 
-@pytest.mark.parametrize("lora", [None, LoraConfig(rank=2)], ids=["full", "lora"])
-def test_dpo_begins_at_log_two_and_learns(preference_run, lora, base, tmp_path):
-    rate = 1e-2 if lora is None else 5e-2
-    loop.run(preference_run(train_steps=30, lora=lora, learning_rate=rate), tmp_path)
-    lines = log(tmp_path)
+@pytest.fixture(scope="module")
+def dpo_run(preference_run, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("dpo")
+    config = preference_run(train_steps=30)
+    loop.run(config, folder)
+    return config, folder
+
+
+def test_dpo_learns_beside_a_frozen_reference(dpo_run):
+    lines = log(dpo_run[1])
     steps = [line for line in lines if "loss" in line]
     assert steps[0]["loss"] == pytest.approx(math.log(2), abs=1e-6)
     assert steps[0]["reward_gap/abs_err"] == pytest.approx(2.0, abs=1e-5)  # g of the rewards
     assert steps[-1]["loss"] < 0.4
     assert steps[-1]["rewards/accuracies"] == 1.0
     validation = [line for line in lines if "validation_preference_loss" in line]
-    assert [line["step"] for line in validation][::7] == [0, 28]
+    assert validation[0]["step"] == 0 and validation[-1]["step"] == 30
+    assert validation[0]["validation_preference_loss"] == pytest.approx(math.log(2), abs=1e-6)
     assert validation[-1]["validation_rewards/margins"] > 0.5
-    saved = checkpoints.read_metadata(checkpoints.find_step(tmp_path))
+    saved = checkpoints.read_metadata(checkpoints.find_step(dpo_run[1]))
     assert saved.template == "plain"
-    _, _, params = checkpoints.load_params(tmp_path)
+    _, _, params = checkpoints.load_params(dpo_run[1])
     assert set(params) == {"trunk", "value_head"}  # the reference is in no checkpoint
 
 
+def test_preference_runs_resume_bit_for_bit(dpo_run, tmp_path):
+    config, whole = dpo_run
+    with pytest.raises(Preempted):
+        loop.run(config, tmp_path, stop=StopFlag(deadline_seconds=0.0))
+    loop.run(config, tmp_path, resume=True)
+    found = [checkpoints.load_params(folder)[2] for folder in (tmp_path, whole)]
+    jax.tree.map(np.testing.assert_array_equal, *found)
+
+
+def test_another_reference_is_another_run(dpo_run, base):
+    config, folder = dpo_run
+    other = dataclasses.replace(config, initial_checkpoint=f"{base}/checkpoints/20")
+    with pytest.raises(ConfigError, match="resumes with the base_fingerprint it was saved with"):
+        loop.run(other, folder, resume=True)
+    with pytest.raises(ConfigError, match="compares with the model that the run began with"):
+        loop.set_up(dataclasses.replace(config, initial_checkpoint=None))
+
+
+def test_dpo_with_adapters_begins_at_log_two(preference_run, base):
+    setup = loop.set_up(preference_run(lora=LoraConfig(rank=2)))
+    frozen = setup.split.freeze(checkpoints.load_params(base)[2])
+    trained = setup.split.init(jax.random.key(0))
+    batch = next(setup.recipe.batches())
+
+    @jax.jit
+    def loss(trained, batch):
+        return setup.recipe.loss_fn(setup.split.join(trained, frozen), batch, jax.random.key(0))[0]
+
+    assert float(loss(trained, batch)) == pytest.approx(math.log(2), abs=1e-6)
+
+
+@pytest.mark.soak
+def test_adapters_learn_preferences(preference_run, tmp_path):
+    lora = LoraConfig(rank=2)
+    loop.run(preference_run(train_steps=30, lora=lora, learning_rate=5e-2), tmp_path)
+    assert log(tmp_path)[-1]["validation_preference_loss"] < 0.4
+
+
+@pytest.mark.soak
 @pytest.mark.parametrize("kind", ["rpo_bwd_kl", "rpo_sq"])
 def test_rpo_goes_to_the_gap_of_the_rewards(preference_run, kind, tmp_path):
     loop.run(preference_run(kind=kind, beta=0.2, eta=0.5, train_steps=40), tmp_path)
@@ -140,6 +186,7 @@ def test_rpo_goes_to_the_gap_of_the_rewards(preference_run, kind, tmp_path):
     assert steps[-1]["reward_gap/abs_err"] < 0.1 * steps[0]["reward_gap/abs_err"]
 
 
+@pytest.mark.soak
 def test_the_sft_term_keeps_chosen_answers_likely(preference_run, tmp_path):
     likely = {}
     for weight in (0.0, 1.0):
@@ -147,32 +194,6 @@ def test_the_sft_term_keeps_chosen_answers_likely(preference_run, tmp_path):
         loop.run(preference_run(train_steps=20, sft_weight=weight), folder)
         likely[weight] = log(folder)[-1]["validation_logps/chosen"]
     assert likely[1.0] > likely[0.0] + 0.1
-
-
-def test_preference_runs_resume_bit_for_bit(preference_run, tmp_path):
-    config = preference_run()
-    loop.run(config, tmp_path / "whole")
-    with pytest.raises(Preempted):
-        loop.run(config, tmp_path / "cut", stop=StopFlag(deadline_seconds=0.0))
-    loop.run(config, tmp_path / "cut", resume=True)
-    jax.tree.map(
-        np.testing.assert_array_equal,
-        checkpoints.load_params(tmp_path / "cut")[2],
-        checkpoints.load_params(tmp_path / "whole")[2],
-    )
-
-
-def test_another_reference_is_another_run(preference_run, base, experiment, files, tmp_path):
-    config = preference_run()
-    with pytest.raises(Preempted):
-        loop.run(config, tmp_path / "run", stop=StopFlag(deadline_seconds=0.0))
-    source = ChatSource(path=files["chats"], template="plain")
-    loop.run(experiment(sources=(source,), train_steps=1), tmp_path / "other")
-    other = dataclasses.replace(config, initial_checkpoint=str(tmp_path / "other"))
-    with pytest.raises(ConfigError, match="resumes with the base_fingerprint it was saved with"):
-        loop.run(other, tmp_path / "run", resume=True)
-    with pytest.raises(ConfigError, match="compares with the model that the run began with"):
-        loop.run(dataclasses.replace(config, initial_checkpoint=None), tmp_path / "none")
 
 
 def test_rewards_that_are_all_equal_are_refused(preference_run, tmp_path):
@@ -225,6 +246,7 @@ def test_a_reward_head_is_added_to_a_model_and_learns_grades(rewarded):
     np.testing.assert_allclose(scores, alone, atol=1e-5)  # neither order nor batch matters
 
 
+@pytest.mark.soak
 def test_pairs_continue_a_regression_and_keep_its_head(reward_run, files, rewarded, tmp_path):
     pairs = (PreferenceSource(path=files["pairs"]),)
     config = reward_run(
@@ -240,12 +262,13 @@ def test_pairs_continue_a_regression_and_keep_its_head(reward_run, files, reward
     assert log(tmp_path)[-1]["validation_pair_loss"] < 2 * math.log(2)  # m = 2, and x > 0
 
 
+@pytest.mark.soak
 @pytest.mark.parametrize("pool", ["last", "mean"])
 def test_rewards_are_read_off_the_end_or_averaged(reward_run, pool, tmp_path):
     loop.run(reward_run(pool=pool, num_attributes=9), tmp_path)
     judge = reward_model.load(tmp_path)
     assert judge.pool == pool
-    tokens = np.array([[*judge.tokenizer.encode("ab?\nab"), judge.tokenizer.eos_id]])
+    tokens = jnp.array([[*judge.tokenizer.encode("ab?\nab"), judge.tokenizer.eos_id]])
     every = np.asarray(judge.model.outputs(judge.params, tokens).reward[0])
     want = every[-1] if pool == "last" else every.mean(0)
     np.testing.assert_allclose(judge.score_answers(["ab?"], ["ab"])[0], want, atol=1e-5)
@@ -253,7 +276,7 @@ def test_rewards_are_read_off_the_end_or_averaged(reward_run, pool, tmp_path):
 
 def test_a_dead_head_stops_the_run(reward_run, tmp_path):
     with pytest.raises(ConfigError, match="reward_spread must stay above 50.0; at step 1 it is"):
-        loop.run(reward_run(min_spread=50.0), tmp_path)
+        loop.run(reward_run(min_spread=50.0, validation_sources=()), tmp_path)
 
 
 def test_unfit_configs_are_refused(reward_run, experiment, preference_run, rewarded, base):
