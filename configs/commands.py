@@ -9,6 +9,7 @@ from train.pipeline import RunFn
 
 # Imported when first called: a pipeline that only trains never loads the search.
 FUNCTIONS = {
+    "tokenizer": "data.train_tokenizer:run",
     "train": "train.loop:run",
     "search": "search.self_play:run",
     "evaluation": "evaluation.run:run",

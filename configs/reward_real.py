@@ -1,10 +1,12 @@
-"""A reward model on real rows, three seeds: UltraFeedback's scores and SteerLM's grades.
+"""A reward model on real rows: UltraFeedback's scores and SteerLM's grades.
 
     python -m train reward_real
+    python -m train reward_real --seed 1
 
-First the texts are learned as language, then their grades, then which of two answers is better,
-with the head of the regression (HelpSteer2-Preference, arXiv:2410.01257, has that order). What
-comes out is compared with the rule that the longer answer is better, on held-out pairs of
+A tokenizer is learned from the chosen answers; then a small model learns grades (regression to the
+scores of both answers of every pair, and to the rows of NeMo-Aligner), and then which of two
+answers is better, with the head of the regression, as in HelpSteer2-Preference (arXiv:2410.01257).
+What comes out is compared with the rule that the longer answer is better, on held-out pairs of
 UltraFeedback and on LLMBar, whose adversarial sets are made to look better than they are.
 """
 
@@ -13,11 +15,16 @@ from configs.base import Experiment
 from configs.steerlm import SAMPLE
 from data.attributes import AttributeSource
 from data.preferences import PreferenceSource
+from data.train_tokenizer import TokenizerConfig
 from evaluation.rewards import GradedSet, PairSet, RewardEvaluation, RewardModelRuns
+from models.transformer import TransformerConfig
 from train.alignment import RewardConfig
 from train.pipeline import Pipeline, Stage
 
-NUM_SEEDS = 3
+MODEL = TransformerConfig(
+    vocab_size=2048, width=64, num_layers=2, num_heads=4, head_dim=16, num_attributes=5
+)
+LENGTH = 384  # tokens of 3 to 4 bytes
 LLMBAR = {
     "LLMBar natural": "natural",
     "LLMBar neighbor": "adversarial_neighbor",
@@ -26,79 +33,50 @@ LLMBAR = {
     "LLMBar manual": "adversarial_manual",
     "MT-Bench": "processed_mt_bench",
 }
-"""`DATA/preferences/llmbar/NAME.json`: the first five are of RewardBench's Chat Hard."""
+"""`preferences/llmbar/NAME.json`: the first five are of RewardBench's Chat Hard."""
 
 
-def experiment(seed: int, **fields) -> Experiment:
-    """A run whose batches are answers."""
-    return ultrafeedback.experiment(seed=seed, eval_batches=12, **fields)
-
-
-def language(seed: int) -> Experiment:
-    """The texts themselves, cut as those of rewards are."""
-    config = ultrafeedback.fine_tuned(train_steps=200)
-    return experiment(
-        seed,
-        sources=config.sources,
-        optimizers=config.optimizers,
-        train_steps=config.train_steps,
-    )
-
-
-def reward(seed: int, initial_checkpoint: str, learning_rate: float, **fields) -> Experiment:
-    """A reward model of five attributes."""
-    return experiment(
-        seed,
+def reward(learning_rate: float, initial_checkpoint: str | None = None, **fields) -> Experiment:
+    """A reward model of five attributes; fields of `RewardConfig`."""
+    return ultrafeedback.experiment(
         recipe="reward",
-        model=ultrafeedback.REWARD_MODEL,
+        model=MODEL,
+        tokenizer="stage:tokenizer",
         reward=RewardConfig(template="chatml", max_unusable=ultrafeedback.MAX_UNUSABLE, **fields),
         optimizers=ultrafeedback.optimizers(learning_rate, weight_decay=0.1),
         initial_checkpoint=initial_checkpoint,
-        train_steps=120,
-        eval_every_steps=60,
+        sequence_length_tokens=LENGTH,
+        train_steps=125,  # batches of 16: once through the answers, and twice through the pairs
+        eval_every_steps=125,
+        eval_batches=12,
     )
 
 
 def get_config() -> Pipeline:
-    graded = (
-        AttributeSource(path=ultrafeedback.TRAIN, weight=0.98),
-        AttributeSource(path=SAMPLE, weight=0.02, end=0.5),
+    regression = reward(
+        3e-3,
+        sources=(
+            AttributeSource(path=ultrafeedback.TRAIN, weight=0.99),
+            AttributeSource(path=SAMPLE, weight=0.01, end=0.5),
+        ),
+        validation_sources=(AttributeSource(path=ultrafeedback.HELD_OUT),),
     )
-    stages = []
-    for seed in range(NUM_SEEDS):
-        regression = reward(
-            seed,
-            f"stage:language{seed}",
-            1e-3,
-            sources=graded,
-            validation_sources=(AttributeSource(path=ultrafeedback.HELD_OUT),),
-        )
-        pairs = reward(
-            seed,
-            f"stage:regression{seed}",
-            3e-4,
-            kind="scaled_bt",
-            pair_sources=(ultrafeedback.PAIRS,),
-            validation_pair_sources=(ultrafeedback.HELD_OUT_PAIRS,),
-        )
-        for name, config in (
-            (f"language{seed}", language(seed)),
-            (f"regression{seed}", regression),
-            (f"pairs{seed}", pairs),
-        ):
-            stages.append(Stage(name=name, command="train", config=config, expected_seconds=200.0))
+    pairs = reward(
+        5e-4,
+        "stage:regression",
+        kind="scaled_bt",
+        pair_sources=(ultrafeedback.PAIRS,),
+        validation_pair_sources=(ultrafeedback.HELD_OUT_PAIRS,),
+    )
     pair_sets = [PairSet(name="UltraFeedback", source=ultrafeedback.HELD_OUT_PAIRS)]
     for name, file in LLMBAR.items():
         source = PreferenceSource(path=f"preferences/llmbar/{file}.json")
         pair_sets.append(PairSet(name=name, source=source))
     evaluation = RewardEvaluation(
         task="reward models on real rows",
-        models=tuple(
-            RewardModelRuns(
-                name=name,
-                checkpoints=tuple(f"stage:{stage}{seed}" for seed in range(NUM_SEEDS)),
-            )
-            for name, stage in (("regression", "regression"), ("regression, then pairs", "pairs"))
+        models=(
+            RewardModelRuns(name="regression", checkpoints=("stage:regression",)),
+            RewardModelRuns(name="regression, then pairs", checkpoints=("stage:pairs",)),
         ),
         pairs=tuple(pair_sets),
         graded=(
@@ -106,7 +84,12 @@ def get_config() -> Pipeline:
             GradedSet(name="SteerLM", source=AttributeSource(path=SAMPLE, begin=0.5)),
         ),
     )
-    stages.append(
-        Stage(name="rewards", command="rewards", config=evaluation, expected_seconds=60.0)
+    tokenizer = TokenizerConfig(sources=(ultrafeedback.chats(),), vocab_size=MODEL.vocab_size)
+    return Pipeline(
+        stages=(
+            Stage(name="tokenizer", command="tokenizer", config=tokenizer, expected_seconds=10.0),
+            Stage(name="regression", command="train", config=regression, expected_seconds=120.0),
+            Stage(name="pairs", command="train", config=pairs, expected_seconds=200.0),
+            Stage(name="rewards", command="rewards", config=evaluation, expected_seconds=60.0),
+        )
     )
-    return Pipeline(stages=tuple(stages))

@@ -5,7 +5,6 @@
 them.
 """
 
-import dataclasses
 from typing import Any
 
 from configs.base import Experiment
@@ -17,7 +16,6 @@ from train.optimizers import OptimizerConfig, OptimizersConfig
 TRAIN = "preferences/ultrafeedback_binarized_train_1000.jsonl"
 HELD_OUT = "preferences/ultrafeedback_binarized_eval_200.jsonl"
 MODEL = TransformerConfig(vocab_size=258, width=96, num_layers=3, num_heads=6, head_dim=16)
-REWARD_MODEL = dataclasses.replace(MODEL, num_attributes=5)
 LENGTH = 384  # bytes of a prompt and its answer; longer ones are cut
 MAX_UNUSABLE = 0.03  # some answers are equal up to there
 

@@ -2,7 +2,7 @@
 
 errors.py            DataError: what was received, the rule, what to do
 files.py             find(name): downloaded data files, wherever they are kept
-tokenizer.py         text <-> token ids
+tokenizer.py         text <-> token ids; train_tokenizer.py: byte-level BPE of one's own
 problems.py          Prompt (what a search may see) and Problem (with its checker), by name
 prompts.py           the same problems few-shot or as a chat
 game24.py            Game of 24: puzzles, splits, random legal play; game24_checker.py: the rules
