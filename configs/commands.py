@@ -15,6 +15,11 @@ FUNCTIONS = {
     "evaluation": "evaluation.run:run",
     "scoring": "evaluation.scoring:run",
     "rewards": "evaluation.rewards:run",
+    "alignment": "evaluation.alignment:run",
+    "annotate": "synthesis.annotate:run",
+    "judge": "synthesis.judge:run",
+    "plant": "synthesis.plant:run",
+    "steer": "synthesis.steer:run",
 }
 
 

@@ -13,9 +13,9 @@ any number of other sentences. Its attributes count, from 0 to 4:
     verbosity     sentences that are no statement
 
 So any text whatever has attributes, and each can be moved without the others. The true reward is
-a weighted sum of them (`data.attributes.WEIGHTS`). A split is made of requests (subject and set of four
-properties) that no other split has. Out of distribution are requests in words of another order and
-other sentences beside the statements, all before them; every word is one of the distribution's.
+a weighted sum of them (`data.attributes.WEIGHTS`). A split is made of requests (subject and set of
+four properties) that no other split has. Out of distribution are requests in words of another order
+and other sentences beside the statements, all before them; every word is one of the distribution's.
 """
 
 import dataclasses

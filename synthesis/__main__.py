@@ -1,20 +1,24 @@
-"""python -m synthesis annotate|steer|judge [--options] [--run-folder R] [--resume] [--show].
+"""python -m synthesis annotate|judge|plant|steer [--options] [--run-folder R] [--resume] [--show].
 
 Each is also a stage of a pipeline, by the same name; `--help` after the name explains its options.
 """
 
 import dataclasses
 import importlib
+from typing import Any
 
 from configs import load
-from train import show
+from synthesis.writers import RECORDED
+from train import checkpoints, show
 from train.errors import ConfigError
 
-COMMANDS = {  # name -> config; its module has `run`
-    "annotate": "AnnotateConfig",
-    "judge": "JudgeConfig",
-    "steer": "SteerConfig",
+COMMANDS = {  # name -> its config (in the module of that name) and the fields that must be given
+    "annotate": ("AnnotateConfig", ("rows", "reward_model")),
+    "judge": ("JudgeConfig", ("responses",)),
+    "plant": ("PlantConfig", ()),
+    "steer": ("SteerConfig", ("checkpoint", "prompts")),
 }
+OF_CHECKPOINTS = ("checkpoint", "reward_model")
 
 
 def main(argv: list[str]) -> None:
@@ -24,33 +28,34 @@ def main(argv: list[str]) -> None:
         return
     name, *rest = argv or [""]
     if name not in COMMANDS:
-        raise ConfigError(f"the first argument is one of {', '.join(COMMANDS)}; got {name!r}. {usage}")
-    module = importlib.import_module(f"synthesis.{name}")
-    config, flags = load.override(
-        getattr(module, COMMANDS[name])(), rest, program="synthesis", name=name
-    )
+        raise ConfigError(
+            f"the first argument is one of {', '.join(COMMANDS)}; got {name!r}. {usage}"
+        )
+    module, (kind, needed) = importlib.import_module(f"synthesis.{name}"), COMMANDS[name]
+    config, flags = load.override(getattr(module, kind)(), rest, program="synthesis", name=name)
     if flags.show:
         show.print_config(config)
         return
-    _check_given(name, config)
+    for field in needed:
+        if not getattr(config, field):
+            raise ConfigError(
+                f"python -m synthesis {name} has nothing to work on without "
+                f"--{field.replace('_', '-')}. See --help."
+            )
+    config = _with_steps(config)
     with load.opened_run(config, flags) as (folder, stop):
         print(module.run(config, folder, resume=flags.resume, stop=stop))
 
 
-def _check_given(name: str, config) -> None:
-    """Fields that are empty unless somebody fills them."""
-    for field in dataclasses.fields(config):
-        if field.default in ("", ()) and not getattr(config, field.name) and field.name in NEEDED[name]:
-            raise ConfigError(
-                f"python -m synthesis {name} needs --{field.name.replace('_', '-')}; see --help."
-            )
+def _with_steps(config: Any) -> Any:
+    """Checkpoints by their own names: a run that trains on changes nothing after --resume."""
+    changes = {
+        name: checkpoints.name_step(path)
+        for name in OF_CHECKPOINTS
+        if (path := getattr(config, name, "")) and not path.startswith(RECORDED)
+    }
+    return dataclasses.replace(config, **changes)
 
-
-NEEDED = {
-    "annotate": ("rows", "reward_model"),
-    "judge": ("responses",),
-    "steer": ("checkpoint", "prompts"),
-}
 
 if __name__ == "__main__":
     load.main("synthesis", main)

@@ -67,13 +67,9 @@ def run(
                 **dict(zip(grader.attributes, whole.tolist(), strict=True)),
                 "predictions": [round(float(value), 4) for value in predicted],
             }
-            for (prompt, response), whole, predicted in zip(
-                part, grades, predictions, strict=True
-            )
+            for (prompt, response), whole, predicted in zip(part, grades, predictions, strict=True)
         ]
 
     path = run_folder / "rows.jsonl"
-    slices.run(
-        answered, annotate, path, slice_size=config.rows_per_slice, resume=resume, stop=stop
-    )
+    slices.run(answered, annotate, path, slice_size=config.rows_per_slice, resume=resume, stop=stop)
     return path

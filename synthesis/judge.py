@@ -1,4 +1,4 @@
-"""Ranks answers and makes preference pairs: `python -m synthesis judge --responses F --reward-model P`.
+"""Ranks answers, makes pairs: `python -m synthesis judge --responses F --reward-model P`.
 
     RUN/judged.jsonl        every answer with its grades and its reward
     RUN/preferences.jsonl   prompt, chosen, rejected, chosen_reward, rejected_reward
@@ -177,8 +177,10 @@ def best_of(group: Sequence[dict[str, Any]], config: JudgeConfig) -> list[dict[s
 
 def ranking(group: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
     """Different answers, the best first; of equal ones that which was given first."""
-    different = {row["response"]: row for row in reversed(group)}
-    return sorted(reversed(different.values()), key=lambda row: -row["reward"])
+    different: dict[str, dict[str, Any]] = {}
+    for row in group:
+        different.setdefault(row["response"], row)
+    return sorted(different.values(), key=lambda row: -row["reward"])
 
 
 def _may_be_chosen(row: dict[str, Any], config: JudgeConfig) -> bool:

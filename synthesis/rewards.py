@@ -1,8 +1,8 @@
 """Who grades: a reward model, or a file of recorded grades.
 
-    grader = rewards.load("runs/reward")                   a checkpoint with a reward head
-    grader = rewards.load("recorded:grades.jsonl")         `prompt`, `response` and attributes
-    grader.grade([(prompt, response), ...]) -> [n, A]
+grader = rewards.load("runs/reward")                   a checkpoint with a reward head
+grader = rewards.load("recorded:grades.jsonl")         `prompt`, `response` and attributes
+grader.grade([(prompt, response), ...]) -> [n, A]
 """
 
 import functools
@@ -15,7 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int
 
-from data import attributes, chat, preferences
+from data import attributes, chat, json_rows, preferences
 from data.chat import Prompt, TemplateName
 from data.errors import DataError
 from data.tokenizer import Tokenizer, load_tokenizer
@@ -127,8 +127,4 @@ def load(source: str, *, batch_size: int = 64) -> Grader:
 
 def answered_in(path: str) -> list[Answered]:
     """Prompt and response of every row of a file of JSON lines."""
-    from data import json_rows
-
-    return [
-        (preferences.prompt_of(row), row.text("response")) for row in json_rows.read(path)
-    ]
+    return [(preferences.prompt_of(row), row.text("response")) for row in json_rows.read(path)]

@@ -1,8 +1,8 @@
 """Many items, worked on slice by slice, each of which is kept: what a stop or a kill cannot undo.
 
-    RUN/rows.jsonl             all rows, written when every slice is done
-    RUN/rows/inputs.json       what the slices were made of
-    RUN/rows/part-00012.jsonl  the rows of one slice
+RUN/rows.jsonl             all rows, written when every slice is done
+RUN/rows/inputs.json       what the slices were made of
+RUN/rows/part-00012.jsonl  the rows of one slice
 """
 
 import json

@@ -1,12 +1,12 @@
 """Answers at requested attributes: `python -m synthesis steer --checkpoint P --prompts FILE`.
 
-    RUN/responses.jsonl   prompt, response, requested (a SteerLM label or null), model, sample, finished
+    RUN/responses.jsonl   the row of the prompt, and response, requested (a SteerLM label or null),
+                          model, sample (its number) and finished
 
 A model that was trained with attributes before its answers (recipe "steerlm") is asked with the
 attributes in that place. With `requested` "none" any chat model answers.
 """
 
-import dataclasses
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -40,7 +40,7 @@ class SteerConfig:
     """"best" asks for 4 of every attribute, "uniform" for random grades (each prompt and sample its
     own), "none" for nothing: the answer of a model that knows no attributes."""
     labels: str = ""
-    """A SteerLM label, such as "helpfulness:4,verbosity:1", that is asked for in place of "best"."""
+    """A SteerLM label, such as "helpfulness:4,verbosity:1", in place of that of "best"."""
     num_responses: int = 1
     """Answers to each prompt."""
     name: str = ""
@@ -108,9 +108,7 @@ def run(
         ]
 
     path = run_folder / "responses.jsonl"
-    slices.run(
-        asked, answer, path, slice_size=config.prompts_per_slice, resume=resume, stop=stop
-    )
+    slices.run(asked, answer, path, slice_size=config.prompts_per_slice, resume=resume, stop=stop)
     return path
 
 

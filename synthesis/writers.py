@@ -41,7 +41,7 @@ class Sampling:
 
 
 class Asked(NamedTuple):
-    """What is put to a writer. labels: attributes that the answer shall have, as a SteerLM label."""
+    """What is put to a writer. labels: what the answer shall be like, a SteerLM label."""
 
     prompt: Prompt
     labels: str | None = None
@@ -103,7 +103,7 @@ class LocalWriter:
 
 @dataclass(frozen=True)
 class RecordedWriter:
-    """Says what a file of `prompt`, `response` says: of several answers to a prompt the next one."""
+    """Says what a file of `prompt`, `response` says; of several answers to a prompt the next."""
 
     name: str
     path: str
@@ -112,7 +112,9 @@ class RecordedWriter:
     def _answers(self) -> dict[str, list[str]]:
         answers: dict[str, list[str]] = {}
         for row in json_rows.read(self.path):
-            answers.setdefault(key_of(row.fields.get("prompt", "")), []).append(row.text("response"))
+            answers.setdefault(key_of(row.fields.get("prompt", "")), []).append(
+                row.text("response")
+            )
         return answers
 
     def write(self, asked: Sequence[Asked], rng_key: jax.Array) -> list[Written]:
@@ -153,6 +155,4 @@ def load(
         return RecordedWriter(name or source, source.removeprefix(RECORDED))
     config, tokenizer_name, params = checkpoints.load_params(source)
     tokenizer = load_tokenizer(tokenizer_name)
-    return LocalWriter(
-        name or source, LanguageModel(config), params, tokenizer, template, sampling
-    )
+    return LocalWriter(name or source, LanguageModel(config), params, tokenizer, template, sampling)

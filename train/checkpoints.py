@@ -155,6 +155,19 @@ def find_step(path: Path | str) -> Path:
     return folder / str(max(steps))
 
 
+def steps_of(path: Path | str) -> list[Path]:
+    """All checkpoints of a run, or the one that `path` is; the oldest first.
+
+    Raises:
+      DataError: there is none.
+    """
+    newest = find_step(path)
+    if newest == Path(path).absolute():
+        return [newest]
+    steps = ocp.utils.checkpoint_steps(newest.parent)
+    return [newest.parent / str(step) for step in sorted(steps)]
+
+
 def name_step(path: Path | str) -> str:
     """The newest checkpoint there, by its own name (relative to this folder) and known to be ours.
 
