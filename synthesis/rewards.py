@@ -55,7 +55,7 @@ class RewardModel:
 
     def grade(self, answered: Sequence[Answered]) -> Float[np.ndarray, "n A"]:
         ids = [
-            chat.encode_scored(chat.with_answer(*one), self.tokenizer, self.template)
+            chat.encode_scored(chat.with_answer(*one), self.tokenizer, self.template)[0]
             for one in answered
         ]
         grades = np.zeros((len(ids), len(self.attributes)), np.float32)
