@@ -4,7 +4,7 @@
     one.text                                 "Use at most 3 sentences."
     one.is_followed("One. Two.")             True
 
-Kinds have the names of IFEval (arXiv:2311.07911), whose rules they follow; the wordings are our own.
+Kinds have the names and rules of IFEval (arXiv:2311.07911); the wordings are our own.
 """
 
 import dataclasses

@@ -21,10 +21,8 @@ import rich
 from scipy import stats
 
 from data import attributes, json_rows, planted
-from data.chat import TemplateName
 from evaluation import alignment_plot, report, statistics
-from evaluation.policies import Judged, Scores
-from evaluation.policies import Policy as LoadedPolicy
+from evaluation.policies import Judged, Policy, Scores
 from synthesis import plant, rewards
 from synthesis.writers import Sampling
 from train import checkpoints
@@ -43,7 +41,7 @@ EQUAL_KL = "true reward at equal KL"
 
 
 @dataclass(frozen=True, kw_only=True)
-class Policy:
+class TrainedPolicy:
     """A policy that was trained from the reference."""
 
     name: str
@@ -64,7 +62,7 @@ class AlignmentConfig:
     """responses.jsonl of `synthesis steer` with requested "uniform"."""
     reference: str = ""
     """What the policies were trained from."""
-    policies: tuple[Policy, ...] = ()
+    policies: tuple[TrainedPolicy, ...] = ()
     """Policies of different names or seeds; the first name is compared with the others."""
     beta: float = 1.0
     """Of the preference losses: d = beta times the log-ratio."""
@@ -78,8 +76,6 @@ class AlignmentConfig:
     """Requests that every policy answers."""
     num_pairs: int = 256
     """Held-out pairs."""
-    template: TemplateName = "steerlm"
-    """How a chat is written."""
     sampling: Sampling = Sampling()
     """How policies answer."""
     seed: int = 0
@@ -272,7 +268,7 @@ Curve = list[tuple[int, Scores]]  # by step
 def policy_rows(config: AlignmentConfig, stop: StopFlag | None) -> list[report.Row]:
     """The reference and every policy; then policies of the same seed at equal KL."""
     weights = plant.weights_of(config.weights)
-    reference = LoadedPolicy.load(config.reference, config.template)
+    reference = Policy.load(config.reference)
     judged = Judged(
         reference,
         planted.requests(config.num_prompts, seed=config.seed, split="test"),
@@ -292,7 +288,7 @@ def policy_rows(config: AlignmentConfig, stop: StopFlag | None) -> list[report.R
             if stop is not None and stop.requested:
                 stop.raise_preempted(f"{policy.name}, step {step.name}")
             if int(step.name):
-                loaded = LoadedPolicy.load(str(step), config.template)
+                loaded = Policy.load(str(step))
                 curve.append((int(step.name), judged.score(loaded)))
         curves[policy.name, policy.seed] = curve
         stage = f"seed {policy.seed}" if len({one.seed for one in config.policies}) > 1 else ""

@@ -14,6 +14,7 @@ from data.chat import TemplateName
 from data.tokenizer import Tokenizer, load_tokenizer
 from models import generate
 from models.language_model import LanguageModel, Params
+from synthesis import writers
 from synthesis.rewards import Answered
 from synthesis.writers import Asked, LocalWriter, Sampling
 from train import checkpoints
@@ -51,9 +52,10 @@ class Policy:
     template: TemplateName
 
     @classmethod
-    def load(cls, checkpoint: str, template: TemplateName) -> "Policy":
+    def load(cls, checkpoint: str) -> "Policy":
         config, name, params = checkpoints.load_params(checkpoint)
-        return cls(LanguageModel(config), params, load_tokenizer(name), template)
+        tokenizer, template = load_tokenizer(name), writers.template_of(checkpoint)
+        return cls(LanguageModel(config), params, tokenizer, template)
 
     def log_probs(
         self, answered: Sequence[Answered], *, batch_size: int = 64

@@ -19,7 +19,7 @@ from data import attributes, chat, json_rows, preferences
 from data.chat import Prompt, TemplateName
 from data.errors import DataError
 from data.tokenizer import Tokenizer, load_tokenizer
-from models import generate
+from models import generate, heads
 from models.language_model import LanguageModel, Params
 from synthesis.writers import RECORDED, key_of
 from train import checkpoints
@@ -47,6 +47,7 @@ class RewardModel:
     params: Params
     tokenizer: Tokenizer
     template: TemplateName = "steerlm"
+    pool: heads.Pool = "last"
     batch_size: int = 64
 
     @property
@@ -64,16 +65,24 @@ class RewardModel:
             rows = by_length[start : start + self.batch_size]
             filled = rows + [rows[-1]] * (self.batch_size - len(rows))  # one shape per width
             tokens, lengths = generate.right_padded([ids[n] for n in filled])
-            predicted = _predict(self.model, self.params, jnp.asarray(tokens), jnp.asarray(lengths))
+            predicted = _predict(
+                self.model, self.params, jnp.asarray(tokens), jnp.asarray(lengths), self.pool
+            )
             grades[rows] = np.asarray(predicted)[: len(rows)]
         return grades
 
 
-@functools.partial(jax.jit, static_argnums=0)
+@functools.partial(jax.jit, static_argnames=("model", "pool"))
 def _predict(
-    model: LanguageModel, params: Params, tokens: Int[Array, "B T"], lengths: Int[Array, "B"]
+    model: LanguageModel,
+    params: Params,
+    tokens: Int[Array, "B T"],
+    lengths: Int[Array, "B"],
+    pool: heads.Pool,
 ) -> Float[Array, "B A"]:
-    return model.outputs(params, tokens).at(lengths - 1).reward
+    reward = model.outputs(params, tokens).reward
+    assert reward is not None, "`load` has refused models without a reward head"
+    return heads.at_end(reward, lengths, pool)
 
 
 @dataclass(frozen=True)
@@ -114,14 +123,20 @@ def load(source: str, *, batch_size: int = 64) -> Grader:
     """
     if source.startswith(RECORDED):
         return RecordedGrades(source.removeprefix(RECORDED))
+    metadata = checkpoints.read_metadata(checkpoints.find_step(source))
     config, tokenizer_name, params = checkpoints.load_params(source)
-    if not config.num_attributes:
+    if not config.num_attributes or metadata.template is None:
         raise ConfigError(
             f"grades come from a model with a reward head; {source} has none. Train one "
             '(recipe "reward").'
         )
     return RewardModel(
-        LanguageModel(config), params, load_tokenizer(tokenizer_name), batch_size=batch_size
+        LanguageModel(config),
+        params,
+        load_tokenizer(tokenizer_name),
+        template=metadata.template,
+        pool=metadata.reward_pool or "last",
+        batch_size=batch_size,
     )
 
 

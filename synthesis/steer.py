@@ -45,8 +45,8 @@ class SteerConfig:
     """Answers to each prompt."""
     name: str = ""
     """What rows call the model; by default its path."""
-    template: TemplateName = "steerlm"
-    """How a chat is written for this model."""
+    template: TemplateName | None = None
+    """How a chat is written for this model; None: as it was trained."""
     sampling: Sampling = Sampling()
     """How tokens are drawn."""
     prompts_per_slice: int = 64

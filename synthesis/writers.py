@@ -140,19 +140,36 @@ def key_of(prompt: Prompt) -> str:
 
 
 def load(
-    source: str, sampling: Sampling, *, template: TemplateName = "steerlm", name: str = ""
+    source: str, sampling: Sampling, *, template: TemplateName | None = None, name: str = ""
 ) -> Writer:
     """The writer that a config names.
 
     Args:
       source: a run folder, a checkpoint or a folder of transformers; or "recorded:FILE".
+      template: how chats are written; None: as the model was trained with.
       name: what rows call it; by default the source.
 
     Raises:
-      DataError: there is no such checkpoint.
+      DataError: there is no such checkpoint. ConfigError: no template is known.
     """
     if source.startswith(RECORDED):
         return RecordedWriter(name or source, source.removeprefix(RECORDED))
+    template = template or template_of(source)
     config, tokenizer_name, params = checkpoints.load_params(source)
     tokenizer = load_tokenizer(tokenizer_name)
     return LocalWriter(name or source, LanguageModel(config), params, tokenizer, template, sampling)
+
+
+def template_of(checkpoint: str) -> TemplateName:
+    """How the chats were written that a model was trained on.
+
+    Raises:
+      ConfigError: its checkpoint does not say.
+    """
+    template = checkpoints.read_metadata(checkpoints.find_step(checkpoint)).template
+    if template is None:
+        raise ConfigError(
+            f"{checkpoint} does not say how its chats were written. Give the template: steerlm, "
+            "chatml, plain, or own (that of its tokenizer's folder)."
+        )
+    return template  # type: ignore[return-value]  # saved as a plain text

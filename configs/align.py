@@ -1,0 +1,163 @@
+"""`make align`: annotate, SteerLM, judge, RPO and DPO, evaluation, on the planted world.
+
+    python -m train align --resume --overwrite
+
+A reward model learns the attributes of labelled dialogues; it labels others; a model learns to
+answer with given attributes (SteerLM) and, from the same dialogues without labels, to answer;
+several of its answers to each new request are ranked by the reward model; RPO and DPO learn from
+the pairs; and all is measured against the truth.
+"""
+
+from configs.base import Experiment
+from data.attributes import AttributeSource
+from data.chat_sources import ChatSource
+from data.preferences import PreferenceSource
+from evaluation.alignment import AlignmentConfig, TrainedPolicy
+from models.transformer import TransformerConfig
+from synthesis.annotate import AnnotateConfig
+from synthesis.judge import JudgeConfig
+from synthesis.plant import PlantConfig
+from synthesis.steer import SteerConfig
+from synthesis.writers import Sampling
+from train.alignment import PreferenceConfig, RewardConfig
+from train.optimizers import OptimizerConfig, OptimizersConfig
+from train.pipeline import Pipeline, Stage
+
+MODEL = TransformerConfig(
+    vocab_size=208, width=64, num_layers=3, num_heads=4, head_dim=16, value_head_width=8
+)
+SAMPLING = Sampling(max_new_tokens=72, batch_size=128)
+BETA = 1.0
+
+
+def optimizers(learning_rate: float, **fields) -> OptimizersConfig:
+    fields = {"kind": "muon", "b2": 0.98, "warmup_steps": 20, "weight_decay": 0.01} | fields
+    return OptimizersConfig(policy=OptimizerConfig(peak_learning_rate=learning_rate, **fields))
+
+
+def policy(kind: str, pairs: str, *, reference: str, seed: int = 0, steps: int = 150) -> Experiment:
+    """A preference run from the reference; checkpoints along the way stay."""
+    return Experiment(
+        model=MODEL,
+        tokenizer="planted",
+        recipe="preference",
+        preference=PreferenceConfig(
+            sources=(PreferenceSource(path=pairs),), template="steerlm", kind=kind, beta=BETA
+        ),
+        optimizers=optimizers(2e-3),
+        initial_checkpoint=reference,
+        sequence_length_tokens=80,
+        batch_size=32,
+        train_steps=steps,
+        save_every_steps=max(1, steps // 5),
+        keep_checkpoints=None,
+        seed=seed,
+    )
+
+
+def get_config() -> Pipeline:
+    planted = PlantConfig(
+        num_labelled=12_000, num_unlabelled=12_000, num_prompts=1_000, num_pairs=0
+    )
+    reward = Experiment(
+        model=TransformerConfig(**{**vars(MODEL), "num_attributes": 5}),
+        tokenizer="planted",
+        recipe="reward",
+        reward=RewardConfig(sources=(AttributeSource(path="stage:plant/labelled.jsonl"),)),
+        optimizers=optimizers(1e-2),
+        sequence_length_tokens=80,
+        batch_size=64,
+        train_steps=600,
+        log_every_steps=50,
+        save_every_steps=600,
+    )
+    annotated = "stage:annotate/rows.jsonl"
+    steerlm = Experiment(
+        model=MODEL,
+        tokenizer="planted",
+        sources=(
+            ChatSource(path=annotated, template="steerlm", with_labels=True, weight=2.0),
+            ChatSource(path=annotated, template="steerlm", weight=1.0),
+        ),
+        optimizers=optimizers(2e-2),
+        sequence_length_tokens=168,
+        batch_size=32,
+        train_steps=600,
+        log_every_steps=50,
+        save_every_steps=600,
+    )
+    pairs = "stage:judge/preferences.jsonl"
+    stages = (
+        Stage(name="plant", command="plant", config=planted),
+        Stage(name="reward", command="train", config=reward),
+        Stage(
+            name="annotate",
+            command="annotate",
+            config=AnnotateConfig(
+                rows="stage:plant/unlabelled.jsonl", reward_model="stage:reward", batch_size=256
+            ),
+        ),
+        Stage(name="steerlm", command="train", config=steerlm),
+        Stage(
+            name="requests",
+            command="plant",
+            config=PlantConfig(
+                num_labelled=0, num_unlabelled=0, num_pairs=0, num_prompts=1_000, split="test"
+            ),
+        ),
+        Stage(
+            name="steer",
+            command="steer",
+            config=SteerConfig(
+                checkpoint="stage:steerlm",
+                prompts="stage:requests/prompts.jsonl",
+                requested="uniform",
+                sampling=SAMPLING,
+                prompts_per_slice=256,
+            ),
+        ),
+        Stage(
+            name="answers",
+            command="steer",
+            config=SteerConfig(
+                checkpoint="stage:steerlm",
+                prompts="stage:plant/prompts.jsonl",
+                requested="none",
+                num_responses=6,
+                sampling=SAMPLING,
+                prompts_per_slice=128,
+            ),
+        ),
+        Stage(
+            name="judge",
+            command="judge",
+            config=JudgeConfig(
+                responses=("stage:answers/responses.jsonl",),
+                reward_model="stage:reward",
+                pairing="neighbours",
+                batch_size=256,
+            ),
+        ),
+        Stage(
+            name="rpo",
+            command="train",
+            config=policy("rpo_bwd_kl", pairs, reference="stage:steerlm"),
+        ),
+        Stage(name="dpo", command="train", config=policy("dpo", pairs, reference="stage:steerlm")),
+        Stage(
+            name="evaluation",
+            command="alignment",
+            config=AlignmentConfig(
+                reward_model="stage:reward",
+                steered="stage:steer/responses.jsonl",
+                reference="stage:steerlm",
+                policies=(
+                    TrainedPolicy(name="RPO", checkpoint="stage:rpo"),
+                    TrainedPolicy(name="DPO", checkpoint="stage:dpo"),
+                ),
+                beta=BETA,
+                sampling=SAMPLING,
+            ),
+        ),
+    )
+    return Pipeline(stages=stages)
