@@ -157,7 +157,7 @@ def reward_rows(config: AlignmentConfig) -> list[report.Row]:
         asked = list(
             planted.dialogues(config.num_dialogues, seed=config.seed, split="test", style=style)
         )
-        predicted = grader.grade([(one.prompt, one.response) for one in asked])[:, -5:]
+        predicted = grader.score_answers(*texts_of(asked))[:, -5:]
         true = np.array([one.attributes.as_tuple() for one in asked], float)
         make = functools.partial(_row, split=split, n=len(asked))
         for number, name in enumerate(attributes.FIVE):
@@ -174,10 +174,10 @@ def _pair_rows(config, grader, weights, split: str, style: planted.Style) -> lis
     )
     better, worse = zip(*pairs, strict=True)
     rewarded, lengths = (
-        [score([(one.prompt, one.response) for one in side]) for side in (better, worse)]
+        [score(*texts_of(side)) for side in (better, worse)]
         for score in (
-            lambda answered: attributes.reward(grader.grade(answered), config.weights),
-            lambda answered: np.array([len(response) for _, response in answered]),
+            lambda *texts: attributes.reward(grader.score_answers(*texts), config.weights),
+            lambda _, responses: np.array([len(response) for response in responses]),
         )
     )
     rows = []
@@ -187,6 +187,11 @@ def _pair_rows(config, grader, weights, split: str, style: planted.Style) -> lis
         score = (right / len(better), *interval)
         rows.append(_row(f"order of pairs: {name}", "accuracy", score, len(better), split=split))
     return rows
+
+
+def texts_of(dialogues: Sequence[planted.Dialogue]) -> tuple[list[str], list[str]]:
+    """Prompts and responses."""
+    return [one.prompt for one in dialogues], [one.response for one in dialogues]
 
 
 def correlation(

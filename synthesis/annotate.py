@@ -54,11 +54,11 @@ def run(
       DataError: unreadable rows or checkpoint. Preempted: `stop` was requested.
     """
     answered = rewards.answered_in(config.rows)[: config.limit]
-    grader = rewards.load(config.reward_model, batch_size=config.batch_size)
+    grader = rewards.load(config.reward_model)
 
     def annotate(part: Sequence[rewards.Answered], number: int) -> list[dict[str, Any]]:
         del number
-        predictions = grader.grade(part)
+        predictions = grader.score_answers(*zip(*part, strict=True), batch_size=config.batch_size)
         grades = attributes.quantize(predictions)
         return [
             {

@@ -75,15 +75,11 @@ def run(
         for path in config.responses
         for row in json_rows.read(path)
     ]
-    grader = (
-        rewards.load(config.reward_model, batch_size=config.batch_size)
-        if config.reward_model
-        else None
-    )
+    grader = rewards.load(config.reward_model) if config.reward_model else None
 
     def judge(part: Sequence[dict[str, Any]], number: int) -> list[dict[str, Any]]:
         del number
-        return judge_rows(part, grader, config.weights)
+        return judge_rows(part, grader, config)
 
     judged = slices.run(
         answers,
@@ -113,7 +109,7 @@ def run(
 
 
 def judge_rows(
-    rows: Sequence[dict[str, Any]], grader: rewards.Grader | None, weights: str
+    rows: Sequence[dict[str, Any]], grader: rewards.Grader | None, config: JudgeConfig
 ) -> list[dict[str, Any]]:
     """The rows with `judge` ("verifier" or "reward model") and `reward`, and grades where there
     are some.
@@ -127,8 +123,12 @@ def judge_rows(
         )
     grades: Iterator[dict[str, Any]] = iter(())
     if open_rows and grader is not None:
-        predicted = grader.grade([(row["prompt"], row["response"]) for row in open_rows])
-        scores = attributes.reward(predicted, weights)
+        predicted = grader.score_answers(
+            [row["prompt"] for row in open_rows],
+            [row["response"] for row in open_rows],
+            batch_size=config.batch_size,
+        )
+        scores = attributes.reward(predicted, config.weights)
         grades = iter(
             {"judge": "reward model", "reward": round(float(score), 4)}
             | {"predictions": [round(float(value), 4) for value in each]}

@@ -12,6 +12,7 @@ from synthesis import annotate, rewards, steer, writers
 from synthesis.annotate import AnnotateConfig
 from synthesis.steer import SteerConfig
 from synthesis.writers import Asked, LocalWriter, Sampling
+from train import reward_model
 from train.errors import ConfigError, DataError, Preempted
 from train.stopping import StopFlag
 
@@ -38,7 +39,10 @@ def rows(tmp_path):
 
 
 def test_grades_do_not_depend_on_the_batch_and_are_read_at_the_label_token():
-    together = rewards.RewardModel(MODEL, PARAMS, TOKENIZER, batch_size=2).grade(CHATS)
+    grader = reward_model.RewardModel(
+        model=MODEL, params=PARAMS, tokenizer=TOKENIZER, template="steerlm", pool="last", length=128
+    )
+    together = grader.score_answers(*zip(*CHATS, strict=True), batch_size=2)
     for (prompt, answer), row in zip(CHATS, together, strict=True):
         text = (
             f"<extra_id_0>System\n{chat.SYSTEM}\n<extra_id_1>User\n{prompt}\n"
@@ -53,10 +57,10 @@ def test_annotation_clips_rounds_halves_to_even_and_resumes(rows, tmp_path, monk
     class Grader:
         attributes = attributes.FIVE
 
-        def grade(self, answered):
-            return np.array([[-3.0, 0.5, 1.5, 2.5, 7.0]] * len(answered), np.float32)
+        def score_answers(self, prompts, answers, *, batch_size):
+            return np.array([[-3.0, 0.5, 1.5, 2.5, 7.0]] * len(answers), np.float32)
 
-    monkeypatch.setattr(rewards, "load", lambda source, batch_size: Grader())
+    monkeypatch.setattr(rewards, "load", lambda source: Grader())
     config = AnnotateConfig(rows=rows, reward_model="runs/reward", rows_per_slice=2)
     stop = StopFlag()
     stop.request("test")
