@@ -20,6 +20,7 @@ FUNCTIONS = {
     "judge": "synthesis.judge:run",
     "plant": "synthesis.plant:run",
     "steer": "synthesis.steer:run",
+    "synthesize": "synthesis.synthesize:run",
 }
 
 

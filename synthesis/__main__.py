@@ -1,6 +1,7 @@
-"""python -m synthesis annotate|judge|plant|steer [--options] [--run-folder R] [--resume] [--show].
+"""python -m synthesis annotate|judge|plant|steer|synthesize [--options] [--run-folder R] [--show].
 
-Each is also a stage of a pipeline, by the same name; `--help` after the name explains its options.
+Each is resumable (`--resume`) and a stage of a pipeline, by the same name; `--help` after the name explains
+its options.
 """
 
 import dataclasses
@@ -17,8 +18,9 @@ COMMANDS = {  # name -> its config (in the module of that name) and the fields t
     "judge": ("JudgeConfig", ("responses",)),
     "plant": ("PlantConfig", ()),
     "steer": ("SteerConfig", ("checkpoint", "prompts")),
+    "synthesize": ("SynthesizeConfig", ("writer",)),
 }
-OF_CHECKPOINTS = ("checkpoint", "reward_model")
+OF_CHECKPOINTS = ("checkpoint", "reward_model", "writer")
 
 
 def main(argv: list[str]) -> None:

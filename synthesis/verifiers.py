@@ -1,6 +1,7 @@
 """The truth about an answer, where there is one: rows that say how they are checked.
 
     {"prompt": ..., "check": {"problem_set": "grade_school", "split": "train", "id": "..."}}
+    {"prompt": ..., "check": {"instructions": [{"id": "punctuation:no_comma"}, ...]}}
 
 A row without the field `check` has no truth to ask, and a reward model judges it.
 """
@@ -9,7 +10,7 @@ import functools
 from collections.abc import Mapping
 from typing import Any
 
-from data import problems
+from data import instructions, problems
 from data.errors import DataError
 from data.problems import Problem
 
@@ -24,11 +25,12 @@ def verdict(row: Mapping[str, Any]) -> bool | None:
     if check is None:
         return None
     match check:
-        case {"problem_set": str(name), "split": str(split), "id": str(number), **others}:
-            if not others:
-                return _problem(name, split, number).verify(row["response"])
+        case {"problem_set": str(name), "split": str(split), "id": str(number)}:
+            return _problem(name, split, number).verify(row["response"])
+        case {"instructions": [*rows], **others} if rows and not others:
+            return all(instructions.from_json(one).is_followed(row["response"]) for one in rows)
     raise DataError(
-        "a check names a problem (problem_set, split, id); got "
+        "a check names a problem (problem_set, split, id) or instructions; got "
         f"{check!r}. Correct the row, or leave the field out."
     )
 
