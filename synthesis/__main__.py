@@ -1,7 +1,7 @@
 """python -m synthesis annotate|judge|plant|steer|synthesize [--options] [--run-folder R] [--show].
 
-Each is resumable (`--resume`) and a stage of a pipeline, by the same name; `--help` after the name explains
-its options.
+Each is resumable (`--resume`) and a stage of a pipeline, by the same name; `--help` after the name
+explains its options.
 """
 
 import dataclasses

@@ -21,12 +21,12 @@ OPEN_QA = (
     "some be long, some simple and some for experts. " + _LIST
 )
 WRITING = (
-    "Think of {count} requests to write something of this kind: {text_form}. It is about: {topic}. " +
-    _LIST
-)  # fmt: skip
+    "Think of {count} requests to write something of this kind: {text_form}. All are about: "
+    "{topic}. " + _LIST
+)
 CLOSED_QA = (
-    "Read this text:\n\n{document}\n\nThink of {count} questions or tasks that can be answered from "
-    "the text alone. " + _LIST
+    "Read this text:\n\n{document}\n\nThink of {count} questions or tasks that can be answered "
+    "from the text alone. " + _LIST
 )
 MATHEMATICS = (
     "Make up {count} problems in mathematics about: {topic}. Each gives all that is needed and has "
@@ -84,8 +84,8 @@ def dialogue_of(chat: Sequence[Message]) -> str:
 
 
 _THANKS = re.compile(
-    r"(?i)\b(?:thank you|thanks|many thanks|much appreciated|i appreciate)\b[^.!?\n]*(?:[.!?]+|$)\s*"
-    r"|\b(?:great|wonderful|excellent|good) (?:answer|question|point|explanation)\b[^.!?\n]*[.!?]+\s*"
+    r"(?i)\b(?:many thanks|thanks|thank you|i appreciate)\b[^.!?\n]*(?:[.!?]+|$)\s*"
+    r"|\b(?:great|wonderful|excellent|good) (?:answer|question|point)\b[^.!?\n]*[.!?]+\s*"
 )
 _PLEASE = re.compile(r"(?i),?\s*\b(?:please|kindly)\b,?")
 
