@@ -8,6 +8,8 @@ several of its answers to each new request are ranked by the reward model; RPO a
 the pairs; and all is measured against the truth.
 """
 
+import dataclasses
+
 from configs.base import Experiment
 from data.attributes import AttributeSource
 from data.chat_sources import ChatSource
@@ -20,6 +22,7 @@ from synthesis.plant import PlantConfig
 from synthesis.steer import SteerConfig
 from synthesis.writers import Sampling
 from train.alignment import PreferenceConfig, RewardConfig
+from train.losses import preference
 from train.optimizers import OptimizerConfig, OptimizersConfig
 from train.pipeline import Pipeline, Stage
 
@@ -27,18 +30,69 @@ MODEL = TransformerConfig(
     vocab_size=208, width=64, num_layers=3, num_heads=4, head_dim=16, value_head_width=8
 )
 SAMPLING = Sampling(max_new_tokens=72, batch_size=128)
+ROW_TOKENS = 80
 BETA = 1.0
+NO_ROWS = PlantConfig(num_labelled=0, num_unlabelled=0, num_prompts=0, num_pairs=0)
 
 
 def optimizers(learning_rate: float, **fields) -> OptimizersConfig:
+    """Muon for the policy network; the value head is not used."""
     fields = {"kind": "muon", "b2": 0.98, "warmup_steps": 20, "weight_decay": 0.01} | fields
     return OptimizersConfig(policy=OptimizerConfig(peak_learning_rate=learning_rate, **fields))
 
 
-def policy(kind: str, pairs: str, *, reference: str, seed: int = 0, steps: int = 150) -> Experiment:
+def reward_run(steps: int = 600) -> Experiment:
+    """A reward model of the labelled dialogues of the stage "plant"."""
+    return Experiment(
+        model=dataclasses.replace(MODEL, num_attributes=5),
+        tokenizer="planted",
+        recipe="reward",
+        reward=RewardConfig(sources=(AttributeSource(path="stage:plant/labelled.jsonl"),)),
+        optimizers=optimizers(1e-2),
+        sequence_length_tokens=ROW_TOKENS,
+        batch_size=64,
+        train_steps=steps,
+        log_every_steps=50,
+        save_every_steps=steps,
+    )
+
+
+def chat_run(
+    shape: TransformerConfig,
+    path: str,
+    *,
+    steps: int,
+    with_labels: bool = False,
+    learning_rate: float = 2e-2,
+) -> Experiment:
+    """Answers in a file; with_labels: two thirds of them after their attributes (SteerLM)."""
+    source = ChatSource(path=path, template="steerlm")
+    labelled = (dataclasses.replace(source, with_labels=True, weight=2.0),) if with_labels else ()
+    return Experiment(
+        model=shape,
+        tokenizer="planted",
+        sources=(*labelled, source),
+        optimizers=optimizers(learning_rate),
+        sequence_length_tokens=2 * ROW_TOKENS + 8,
+        batch_size=32,
+        train_steps=steps,
+        log_every_steps=50,
+        save_every_steps=steps,
+    )
+
+
+def policy(
+    kind: preference.Kind,
+    pairs: str,
+    *,
+    reference: str,
+    shape: TransformerConfig = MODEL,
+    seed: int = 0,
+    steps: int = 150,
+) -> Experiment:
     """A preference run from the reference; checkpoints along the way stay."""
     return Experiment(
-        model=MODEL,
+        model=shape,
         tokenizer="planted",
         recipe="preference",
         preference=PreferenceConfig(
@@ -46,7 +100,7 @@ def policy(kind: str, pairs: str, *, reference: str, seed: int = 0, steps: int =
         ),
         optimizers=optimizers(2e-3),
         initial_checkpoint=reference,
-        sequence_length_tokens=80,
+        sequence_length_tokens=ROW_TOKENS,
         batch_size=32,
         train_steps=steps,
         save_every_steps=max(1, steps // 5),
@@ -59,37 +113,12 @@ def get_config() -> Pipeline:
     planted = PlantConfig(
         num_labelled=12_000, num_unlabelled=12_000, num_prompts=1_000, num_pairs=0
     )
-    reward = Experiment(
-        model=TransformerConfig(**{**vars(MODEL), "num_attributes": 5}),
-        tokenizer="planted",
-        recipe="reward",
-        reward=RewardConfig(sources=(AttributeSource(path="stage:plant/labelled.jsonl"),)),
-        optimizers=optimizers(1e-2),
-        sequence_length_tokens=80,
-        batch_size=64,
-        train_steps=600,
-        log_every_steps=50,
-        save_every_steps=600,
-    )
     annotated = "stage:annotate/rows.jsonl"
-    steerlm = Experiment(
-        model=MODEL,
-        tokenizer="planted",
-        sources=(
-            ChatSource(path=annotated, template="steerlm", with_labels=True, weight=2.0),
-            ChatSource(path=annotated, template="steerlm", weight=1.0),
-        ),
-        optimizers=optimizers(2e-2),
-        sequence_length_tokens=168,
-        batch_size=32,
-        train_steps=600,
-        log_every_steps=50,
-        save_every_steps=600,
-    )
+    steerlm = chat_run(MODEL, annotated, steps=600, with_labels=True)
     pairs = "stage:judge/preferences.jsonl"
     stages = (
         Stage(name="plant", command="plant", config=planted),
-        Stage(name="reward", command="train", config=reward),
+        Stage(name="reward", command="train", config=reward_run()),
         Stage(
             name="annotate",
             command="annotate",
@@ -101,9 +130,7 @@ def get_config() -> Pipeline:
         Stage(
             name="requests",
             command="plant",
-            config=PlantConfig(
-                num_labelled=0, num_unlabelled=0, num_pairs=0, num_prompts=1_000, split="test"
-            ),
+            config=dataclasses.replace(NO_ROWS, num_prompts=1_000, split="test"),
         ),
         Stage(
             name="steer",

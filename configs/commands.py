@@ -16,6 +16,7 @@ FUNCTIONS = {
     "scoring": "evaluation.scoring:run",
     "rewards": "evaluation.rewards:run",
     "alignment": "evaluation.alignment:run",
+    "rounds": "evaluation.rounds:run",
     "annotate": "synthesis.annotate:run",
     "judge": "synthesis.judge:run",
     "plant": "synthesis.plant:run",

@@ -121,7 +121,10 @@ def run(
     )
 
 
-def _row(method: str, metric: str, values: tuple[float, float, float], n: int, **fields: Any):
+def make_row(
+    method: str, metric: str, values: tuple[float, float, float], n: int, **fields: Any
+) -> report.Row:
+    """A row of this task. values: score, and the ends of its 95% interval."""
     score, low, high = map(float, values)
     whole: dict[str, Any] = {
         "split": "test",
@@ -159,11 +162,11 @@ def reward_rows(config: AlignmentConfig) -> list[report.Row]:
         )
         predicted = grader.score_answers(*texts_of(asked))[:, -5:]
         true = np.array([one.attributes.as_tuple() for one in asked], float)
-        make = functools.partial(_row, split=split, n=len(asked))
+        make = functools.partial(make_row, split=split, n=len(asked))
         for number, name in enumerate(attributes.FIVE):
             pair = predicted[:, number], true[:, number]
             rows.append(make(name, PEARSON, correlation(*pair)))
-            rows.append(make(name, "mean error", _mean(np.abs(pair[0] - pair[1]))))
+            rows.append(make(name, "mean error", mean(np.abs(pair[0] - pair[1]))))
         rows += _pair_rows(config, grader, weights, split, style)
     return rows
 
@@ -185,7 +188,9 @@ def _pair_rows(config, grader, weights, split: str, style: planted.Style) -> lis
         right = int((first > second).sum())
         interval = statistics.wilson_interval(right, len(better))
         score = (right / len(better), *interval)
-        rows.append(_row(f"order of pairs: {name}", "accuracy", score, len(better), split=split))
+        rows.append(
+            make_row(f"order of pairs: {name}", "accuracy", score, len(better), split=split)
+        )
     return rows
 
 
@@ -213,7 +218,7 @@ def correlation(
     return r, float(np.tanh(center - spread)), float(np.tanh(center + spread))
 
 
-def _mean(values: np.ndarray) -> tuple[float, float, float]:
+def mean(values: np.ndarray) -> tuple[float, float, float]:
     """The mean and its 95% interval."""
     return float(values.mean()), *statistics.student_interval(values.tolist())
 
@@ -230,7 +235,7 @@ def steering_rows(path: str) -> list[report.Row]:
         came.append(planted.measure(row.text("prompt"), row.text("response")).as_tuple())
     requested, measured = np.array(asked, float), np.array(came, float)
     effects = slopes(requested, measured)
-    make = functools.partial(_row, n=len(asked))
+    make = functools.partial(make_row, n=len(asked))
     rows = []
     for number, name in enumerate(attributes.FIVE):
         pair = requested[:, number], measured[:, number]
@@ -308,14 +313,14 @@ def rows_of_scores(
     method: str, scores: Scores, before: Scores, stage: str, settings: dict[str, Any] | None = None
 ) -> list[report.Row]:
     """What a policy has become, against what it was."""
-    make = functools.partial(_row, method, stage=stage)
+    make = functools.partial(make_row, method, stage=stage)
     finished = {"share_finished": scores.share_finished}
     answers, pairs = len(scores.rewards), len(scores.chosen)
     rows = [
-        make(REWARD, _mean(scores.rewards), answers, settings=finished | (settings or {})),
-        make(KL, _mean(scores.kl), len(scores.kl)),
-        make(GAP, _mean(scores.gap_errors), pairs),
-        make("log p(chosen) less the reference's", _mean(scores.chosen - before.chosen), pairs),
+        make(REWARD, mean(scores.rewards), answers, settings=finished | (settings or {})),
+        make(KL, mean(scores.kl), len(scores.kl)),
+        make(GAP, mean(scores.gap_errors), pairs),
+        make("log p(chosen) less the reference's", mean(scores.chosen - before.chosen), pairs),
     ]
     if scores is not before:
         # Before training d = 0, so that |d - g| = |g|.
@@ -344,13 +349,13 @@ def comparison_rows(curves: dict[tuple[str, int], Curve]) -> list[report.Row]:
         settings = {"kl": [kl for kl, _, _ in pairs], "gains": gains.tolist()}
         for name, column in ((first, 1), (second, 2)):
             rewarded = np.array([pair[column] for pair in pairs])
-            interval = _mean(rewarded) if len(rewarded) > 1 else (float(rewarded[0]),) * 3
-            rows.append(_row(name, EQUAL_KL, interval, len(rewarded), settings=settings))
+            interval = mean(rewarded) if len(rewarded) > 1 else (float(rewarded[0]),) * 3
+            rows.append(make_row(name, EQUAL_KL, interval, len(rewarded), settings=settings))
         if len(seeds) > 1:
             wins = int((gains > 0).sum())
             score = (wins / len(seeds), *statistics.wilson_interval(wins, len(seeds)))
             rows.append(
-                _row(f"seeds in which {first} is above {second}", "accuracy", score, len(seeds))
+                make_row(f"seeds in which {first} is above {second}", "accuracy", score, len(seeds))
             )
     return rows
 
