@@ -32,6 +32,7 @@ MODEL = TransformerConfig(
 SAMPLING = Sampling(max_new_tokens=72, batch_size=128)
 ROW_TOKENS = 80
 BETA = 1.0
+SFT_WEIGHT = 0.05
 NO_ROWS = PlantConfig(num_labelled=0, num_unlabelled=0, num_prompts=0, num_pairs=0)
 
 
@@ -89,6 +90,7 @@ def policy(
     shape: TransformerConfig = MODEL,
     seed: int = 0,
     steps: int = 150,
+    sft_weight: float = 0.0,
 ) -> Experiment:
     """A preference run from the reference; checkpoints along the way stay."""
     return Experiment(
@@ -96,7 +98,11 @@ def policy(
         tokenizer="planted",
         recipe="preference",
         preference=PreferenceConfig(
-            sources=(PreferenceSource(path=pairs),), template="steerlm", kind=kind, beta=BETA
+            sources=(PreferenceSource(path=pairs),),
+            template="steerlm",
+            kind=kind,
+            beta=BETA,
+            sft_weight=sft_weight,
         ),
         optimizers=optimizers(2e-3),
         initial_checkpoint=reference,
@@ -172,6 +178,11 @@ def get_config() -> Pipeline:
         ),
         Stage(name="dpo", command="train", config=policy("dpo", pairs, reference="stage:steerlm")),
         Stage(
+            name="dpo_sft",
+            command="train",
+            config=policy("dpo", pairs, reference="stage:steerlm", sft_weight=SFT_WEIGHT),
+        ),
+        Stage(
             name="evaluation",
             command="alignment",
             config=AlignmentConfig(
@@ -181,6 +192,7 @@ def get_config() -> Pipeline:
                 policies=(
                     TrainedPolicy(name="RPO", checkpoint="stage:rpo"),
                     TrainedPolicy(name="DPO", checkpoint="stage:dpo"),
+                    TrainedPolicy(name="DPO + SFT term", checkpoint="stage:dpo_sft"),
                 ),
                 beta=BETA,
                 sampling=SAMPLING,

@@ -16,7 +16,7 @@ from models.transformer import TransformerConfig
 from synthesis.judge import JudgeConfig
 from synthesis.plant import PlantConfig
 from synthesis.steer import SteerConfig
-from train.alignment import PreferenceConfig
+from train.losses import preference
 from train.pipeline import Pipeline, Stage
 
 WIDTHS = (32, 48, 64, 80)
@@ -67,15 +67,19 @@ def stages_of_round(n: int, teacher: str) -> tuple[list[Stage], str]:
     student = add("sft", "train", dataclasses.replace(sft, initial_checkpoint=base))
     of_student = answers("student", student, seed=2 * n + 1)
     pairs = f"{judged('judge', of_teacher, of_student)}/preferences.jsonl"
-    for name, kind in (("dpo", "dpo"), *((f"rpo_{part}_", "rpo_bwd_kl") for part in "abc")):
-        run = align.policy(kind, pairs, reference=student, shape=shape, steps=PREFERENCE_STEPS)
-        assert run.preference is not None
-        part_sft: PreferenceConfig = dataclasses.replace(run.preference, sft_weight=0.01)
-        student = add(
-            name,
-            "train",
-            dataclasses.replace(run, preference=part_sft, seed=n, keep_checkpoints=1),
+    kinds: dict[str, preference.Kind] = {"dpo": "dpo"}
+    kinds |= {f"rpo_{part}_": "rpo_bwd_kl" for part in "abc"}
+    for name, kind in kinds.items():
+        part = align.policy(
+            kind,
+            pairs,
+            reference=student,
+            shape=shape,
+            seed=n,
+            steps=PREFERENCE_STEPS,
+            sft_weight=align.SFT_WEIGHT,
         )
+        student = add(name, "train", dataclasses.replace(part, keep_checkpoints=1))
     return stages, student
 
 
