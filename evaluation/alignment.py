@@ -21,6 +21,7 @@ import rich
 from scipy import stats
 
 from data import attributes, json_rows, planted
+from data.errors import DataError
 from evaluation import alignment_plot, report, statistics
 from evaluation.policies import Judged, Policy, Scores
 from synthesis import plant, rewards
@@ -313,6 +314,11 @@ def rows_of_scores(
     method: str, scores: Scores, before: Scores, stage: str, settings: dict[str, Any] | None = None
 ) -> list[report.Row]:
     """What a policy has become, against what it was."""
+    if len(scores.kl) < 2:
+        raise DataError(
+            f"KL is measured on finished answers; of {len(scores.rewards)} of {method} "
+            f"{len(scores.kl)} are. Train longer, or raise sampling.max_new_tokens."
+        )
     make = functools.partial(make_row, method, stage=stage)
     finished = {"share_finished": scores.share_finished}
     answers, pairs = len(scores.rewards), len(scores.chosen)

@@ -8,6 +8,7 @@ import pytest
 from scipy import stats
 
 from data import attributes, json_rows, planted
+from data.errors import DataError
 from data.tokenizer import load_tokenizer
 from evaluation import alignment, alignment_plot, rounds
 from evaluation.policies import Judged, Policy, Scores
@@ -127,14 +128,13 @@ def test_a_policy_that_is_its_reference():
         policy, prompts, pairs, WEIGHTS, beta=0.5, eta=2.0, sampling=sampling, seed=0
     )  # fmt: skip
     found = judged.score(policy)
-    gaps = [
-        2
-        * (planted.true_reward(a.attributes, WEIGHTS) - planted.true_reward(b.attributes, WEIGHTS))
-        for a, b in pairs
-    ]
+    rewards = [[planted.true_reward(one.attributes, WEIGHTS) for one in pair] for pair in pairs]
+    gaps = [2 * (better - worse) for better, worse in rewards]
     np.testing.assert_allclose(found.target_gaps, gaps, rtol=1e-5)
     np.testing.assert_allclose(found.gap_errors, gaps, rtol=1e-5)  # d = 0
     assert found.share_finished == 0.0 and len(found.kl) == 0
+    with pytest.raises(DataError, match="max_new_tokens"):
+        alignment.rows_of_scores("untrained", found, found, "")
     other = Policy(MODEL, MODEL.init(jax.random.key(1)), TOKENIZER, "steerlm")
     (row,) = (other.log_probs([(pairs[0][0].prompt, pairs[0][0].response)]),)
     assert row.shape == (1,) and row[0] < -50
@@ -150,7 +150,7 @@ def test_policies_need_a_reference_and_names():
 
 def test_rounds_are_compared_pair_by_pair():
     before = np.array([1.0, 2.0, 3.0, 4.0])
-    rows = rounds.make_rows(["0", "1"], [before, before + [0.5, 1.0, 0.75, 0.75]])
+    rows = rounds.make_rows(["0", "1"], [before, before + np.array([0.5, 1.0, 0.75, 0.75])])
     assert [row.score for row in rows] == pytest.approx([2.5, 3.25, 0.75])
     assert rows[2].settings["p_value"] < 0.01 and rows[2].low > 0
     with pytest.raises(ConfigError, match="two models"):
