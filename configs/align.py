@@ -27,7 +27,7 @@ from train.optimizers import OptimizerConfig, OptimizersConfig
 from train.pipeline import Pipeline, Stage
 
 MODEL = TransformerConfig(
-    vocab_size=208, width=64, num_layers=3, num_heads=4, head_dim=16, value_head_width=8
+    vocab_size=200, width=64, num_layers=3, num_heads=4, head_dim=16, value_head_width=8
 )
 SAMPLING = Sampling(max_new_tokens=72, batch_size=128)
 ROW_TOKENS = 80

@@ -8,7 +8,7 @@ grader.score_answers(prompts, answers) -> [n, A]
 import functools
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import numpy as np
 from jaxtyping import Float
@@ -22,6 +22,7 @@ from train import reward_model
 Answered = tuple[Prompt, str]
 
 
+@runtime_checkable
 class Grader(Protocol):
     """Anything that grades answers."""
 

@@ -3,7 +3,7 @@
 import functools
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import NamedTuple, Protocol
+from typing import NamedTuple, Protocol, runtime_checkable
 
 import jax
 
@@ -54,6 +54,7 @@ class Written(NamedTuple):
     finished: bool
 
 
+@runtime_checkable
 class Writer(Protocol):
     """Anything that answers."""
 

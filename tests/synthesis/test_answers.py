@@ -48,7 +48,7 @@ def test_grades_do_not_depend_on_the_batch_and_are_read_at_the_label_token():
             f"<extra_id_0>System\n{chat.SYSTEM}\n<extra_id_1>User\n{prompt}\n"
             f"<extra_id_1>Assistant\n{answer}\n<extra_id_2>"
         )
-        ids = np.array([TOKENIZER.encode(text)])
+        ids = np.array([TOKENIZER.encode(text)], np.int32)
         want = MODEL.outputs(PARAMS, ids).reward[0, -1]
         np.testing.assert_allclose(row, want, atol=1e-5)
 
@@ -92,16 +92,6 @@ def test_steering_asks_with_the_template_of_steerlm(monkeypatch):
     assert written == [("So they say.", True)] * 2
 
 
-def test_a_model_writes_the_same_whatever_the_batch():
-    def answers(size):
-        sampling = Sampling(max_new_tokens=4, batch_size=size)
-        writer = LocalWriter("tiny", MODEL, PARAMS, TOKENIZER, "steerlm", sampling)
-        return writer.write([Asked(prompt, LABEL) for prompt, _ in CHATS], jax.random.key(1))
-
-    assert answers(1) == answers(4)
-    assert {one.finished for one in answers(4)} == {False}
-
-
 def test_recorded_answers_take_the_place_of_a_model(rows, tmp_path):
     config = SteerConfig(checkpoint=f"recorded:{rows}", prompts=rows, requested="uniform", limit=2)
     found = json_rows.read(str(steer.run(config, tmp_path)))
@@ -130,6 +120,6 @@ def test_the_best_grades_or_a_label_are_asked_for(rows, tmp_path):
 def test_the_words_and_marks_of_the_world_are_single_tokens():
     prompt = chat.prompt_text(CHATS[0][0], "steerlm", labels=LABEL)
     assert TOKENIZER.decode(TOKENIZER.encode(prompt)) == prompt
-    assert len(TOKENIZER.encode(prompt)) == 1 + 14 + 1 + 1 + 10 + 1
+    assert len(TOKENIZER.encode(prompt)) == 1 + 13 + 1 + 1 + 10 + 1
     text = "Third, the food of the fox evinces mice.\n<extra_id_1>"
     assert len(TOKENIZER.encode(text)) == 9

@@ -56,7 +56,7 @@ def test_kinds_of_pairs(files, tmp_path):
     every = judged(JudgeConfig(**files, pairing="all"), tmp_path)
     assert len(every) == 6 and ("good", "bad") in every  # of 5 answers, but "best" is not finished
     wide = judged(JudgeConfig(**files, pairing="all", min_gap=1.0), tmp_path)
-    assert wide == [("good", "long"), ("fair", "long"), ("bad", "long")]
+    assert wide == [("good", "long"), ("fair", "long")]
     good = judged(JudgeConfig(**files, pairing="all", min_reward=0.7), tmp_path)
     assert {chosen for chosen, _ in good} == {"good"}
 
