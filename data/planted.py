@@ -21,11 +21,10 @@ and other sentences beside the statements, all before them; every word is one of
 import dataclasses
 import functools
 import itertools
+import random
 import re
 from collections.abc import Iterator, Sequence
 from typing import Literal
-
-import numpy as np
 
 SUBJECTS = ("fox", "owl", "bear", "hare", "toad", "crow", "mole", "wolf")
 VALUE_WORDS = {
@@ -108,11 +107,11 @@ _STATEMENT = re.compile(
 
 def _facts() -> dict[str, dict[str, str]]:
     """Every value of a property belongs to two of the eight subjects."""
-    generator = np.random.default_rng(2024)
+    generator = random.Random("facts")
     facts: dict[str, dict[str, str]] = {subject: {} for subject in SUBJECTS}
     for name, words in VALUE_WORDS.items():
-        for place, subject in enumerate(generator.permutation(len(SUBJECTS))):
-            facts[SUBJECTS[subject]][name] = words[place % len(words)]
+        for place, subject in enumerate(generator.sample(SUBJECTS, len(SUBJECTS))):
+            facts[subject][name] = words[place % len(words)]
     return facts
 
 
@@ -185,25 +184,24 @@ def measure(prompt: str, response: str) -> Attributes:
 def _subjects_and_properties(split: Split) -> tuple[tuple[str, tuple[str, ...]], ...]:
     """The (subject, set of properties) pairs of a split, in a fixed order."""
     pairs = list(itertools.product(SUBJECTS, itertools.combinations(PROPERTIES, NUM_STATEMENTS)))
-    order = np.random.default_rng(16).permutation(len(pairs))
-    places = _PLACES_OF_16[split]
-    return tuple(pairs[n] for i, n in enumerate(order) if i % 16 in places)
+    random.Random("splits").shuffle(pairs)
+    return tuple(pair for n, pair in enumerate(pairs) if n % 16 in _PLACES_OF_16[split])
 
 
 def request(
-    generator: np.random.Generator, split: Split = "train", style: Style = IN_DISTRIBUTION
+    generator: random.Random, split: Split = "train", style: Style = IN_DISTRIBUTION
 ) -> Request:
     """A random request of a split."""
     pairs = _subjects_and_properties(split)
-    subject, properties = pairs[generator.integers(len(pairs))]
-    properties = tuple(properties[i] for i in generator.permutation(len(properties)))
+    subject, properties = generator.choice(pairs)
+    properties = tuple(generator.sample(properties, len(properties)))
     listed = f"{', '.join(properties[:-1])} and {properties[-1]}"
-    text = _any(generator, style.requests).format(properties=listed, subject=subject)
+    text = generator.choice(style.requests).format(properties=listed, subject=subject)
     return Request(subject, properties, text)
 
 
 def respond(
-    generator: np.random.Generator,
+    generator: random.Random,
     asked: Request,
     attributes: Attributes,
     style: Style = IN_DISTRIBUTION,
@@ -211,27 +209,27 @@ def respond(
     """A random response with exactly these attributes: `measure` gives them back."""
     others = [name for name in PROPERTIES if name not in asked.properties]
     wanted, unwanted = attributes.helpfulness, NUM_STATEMENTS - attributes.helpfulness
-    names = [*_draw(generator, asked.properties, wanted), *_draw(generator, others, unwanted)]
+    names = [*generator.sample(asked.properties, wanted), *generator.sample(others, unwanted)]
     generator.shuffle(names)
     places = range(NUM_STATEMENTS)
     is_right, is_ordered, is_learned, is_followed = (
         [place in chosen for place in places]
         for chosen in (
-            set(_draw(generator, places, count))
+            set(generator.sample(places, count))
             for count in attributes.as_tuple()[1:]
         )
     )  # fmt: skip
     sentences = []
     for place, name in enumerate(names):
         ordinal = _one(generator, ORDINALS, ORDINALS[place], is_ordered[place])
-        verb = _any(generator, LEARNED_VERBS if is_learned[place] else PLAIN_VERBS)
+        verb = generator.choice(LEARNED_VERBS if is_learned[place] else PLAIN_VERBS)
         right_value = VALUES[asked.subject][name]
         value = _one(generator, VALUE_WORDS[name], right_value, is_right[place])
         sentences.append(f"{ordinal}, the {name} of the {asked.subject} {verb} {value}.")
         if is_followed[place] and not style.fillers_first:
-            sentences.append(_any(generator, style.fillers))
+            sentences.append(generator.choice(style.fillers))
     if style.fillers_first:
-        before = [_any(generator, style.fillers) for _ in range(attributes.verbosity)]
+        before = [generator.choice(style.fillers) for _ in range(attributes.verbosity)]
         sentences = [*before, *sentences]
     return " ".join(sentences)
 
@@ -240,10 +238,10 @@ def dialogues(
     num_dialogues: int, *, seed: int, split: Split = "train", style: Style = IN_DISTRIBUTION
 ) -> Iterator[Dialogue]:
     """Requests with responses whose attributes are drawn uniformly, each by itself."""
-    generator = np.random.default_rng((seed, SPLITS.index(split)))
+    generator = random.Random(f"dialogues {split} {seed}")
     for _ in range(num_dialogues):
         asked = request(generator, split, style)
-        attributes = Attributes(*generator.integers(0, LARGEST + 1, size=5).tolist())
+        attributes = _any_attributes(generator)
         yield Dialogue(asked.text, respond(generator, asked, attributes, style), attributes)
 
 
@@ -251,7 +249,7 @@ def requests(
     num_requests: int, *, seed: int, split: Split = "train", style: Style = IN_DISTRIBUTION
 ) -> list[str]:
     """Texts of random requests."""
-    generator = np.random.default_rng((seed, SPLITS.index(split), 1))
+    generator = random.Random(f"requests {split} {seed}")
     return [request(generator, split, style).text for _ in range(num_requests)]
 
 
@@ -264,12 +262,12 @@ def pairs(
     style: Style = IN_DISTRIBUTION,
 ) -> Iterator[tuple[Dialogue, Dialogue]]:
     """Two responses to one request, that of the higher true reward first; never a tie."""
-    generator = np.random.default_rng((seed, SPLITS.index(split), 2))
+    generator = random.Random(f"pairs {split} {seed}")
     while num_pairs:
         asked = request(generator, split, style)
         two = []
         for _ in range(2):
-            attributes = Attributes(*generator.integers(0, LARGEST + 1, size=5).tolist())
+            attributes = _any_attributes(generator)
             response = respond(generator, asked, attributes, style)
             two.append(Dialogue(asked.text, response, attributes))
         first, second = sorted(two, key=lambda d: -true_reward(d.attributes, weights))
@@ -280,18 +278,14 @@ def pairs(
 
 def true_reward(attributes: Attributes, weights: Sequence[float]) -> float:
     """sum_i weights[i] * attribute i, of the five in their order."""
-    return float(np.dot(weights, attributes.as_tuple()))
+    return sum(w * value for w, value in zip(weights, attributes.as_tuple(), strict=True))
 
 
-def _draw(generator: np.random.Generator, among: Sequence, count: int) -> list:
-    """`count` different ones."""
-    return [among[i] for i in generator.permutation(len(among))[:count]]
+def _any_attributes(generator: random.Random) -> Attributes:
+    """Each drawn uniformly by itself."""
+    return Attributes(*(generator.randint(0, LARGEST) for _ in range(5)))
 
 
-def _any(generator: np.random.Generator, among: Sequence[str]) -> str:
-    return among[generator.integers(len(among))]
-
-
-def _one(generator: np.random.Generator, among: Sequence[str], right: str, is_right: bool) -> str:
+def _one(generator: random.Random, among: Sequence[str], right: str, is_right: bool) -> str:
     """The right one, or a random other one."""
-    return right if is_right else _any(generator, [one for one in among if one != right])
+    return right if is_right else generator.choice([one for one in among if one != right])

@@ -1,6 +1,7 @@
 """What the alignment report says of answers whose truth is known."""
 
 import dataclasses
+import random
 
 import jax
 import numpy as np
@@ -59,11 +60,11 @@ def test_correlations_equal_scipy():
 
 def steered(tmp_path, answer):
     """Rows of a file of answers to random requests; `answer(generator, asked, wanted)`."""
-    generator = np.random.default_rng(0)
+    generator = random.Random(0)
     rows = []
     for _ in range(300):
         asked = planted.request(generator, "test")
-        wanted = planted.Attributes(*generator.integers(0, 5, 5).tolist())
+        wanted = planted.Attributes(*(generator.randint(0, 4) for _ in range(5)))
         label = attributes.label_text(dict(zip(attributes.FIVE, wanted.as_tuple(), strict=True)))
         text = answer(generator, asked, wanted)
         rows.append({"prompt": asked.text, "response": text, "requested": label})
