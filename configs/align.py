@@ -27,10 +27,10 @@ from train.optimizers import OptimizerConfig, OptimizersConfig
 from train.pipeline import Pipeline, Stage
 
 MODEL = TransformerConfig(
-    vocab_size=200, width=64, num_layers=3, num_heads=4, head_dim=16, value_head_width=8
+    vocab_size=240, width=64, num_layers=3, num_heads=4, head_dim=16, value_head_width=8
 )
-SAMPLING = Sampling(max_new_tokens=72, batch_size=128)
-ROW_TOKENS = 80
+SAMPLING = Sampling(max_new_tokens=44, batch_size=128)
+ROW_TOKENS = 64
 BETA = 1.0
 SFT_WEIGHT = 0.05
 NO_ROWS = PlantConfig(num_labelled=0, num_unlabelled=0, num_prompts=0, num_pairs=0)
@@ -42,14 +42,15 @@ def optimizers(learning_rate: float, **fields) -> OptimizersConfig:
     return OptimizersConfig(policy=OptimizerConfig(peak_learning_rate=learning_rate, **fields))
 
 
-def reward_run(steps: int = 600) -> Experiment:
-    """A reward model of the labelled dialogues of the stage "plant"."""
+def reward_run(base: str, steps: int = 200) -> Experiment:
+    """A reward model of the labelled dialogues of the stage "plant"; `base` is a MODEL."""
     return Experiment(
         model=dataclasses.replace(MODEL, num_attributes=5),
         tokenizer="planted",
         recipe="reward",
         reward=RewardConfig(sources=(AttributeSource(path="stage:plant/labelled.jsonl"),)),
         optimizers=optimizers(1e-2),
+        initial_checkpoint=base,
         sequence_length_tokens=ROW_TOKENS,
         batch_size=64,
         train_steps=steps,
@@ -65,6 +66,7 @@ def chat_run(
     steps: int,
     with_labels: bool = False,
     learning_rate: float = 2e-2,
+    base: str | None = None,
 ) -> Experiment:
     """Answers in a file; with_labels: two thirds of them after their attributes (SteerLM)."""
     source = ChatSource(path=path, template="steerlm")
@@ -74,7 +76,8 @@ def chat_run(
         tokenizer="planted",
         sources=(*labelled, source),
         optimizers=optimizers(learning_rate),
-        sequence_length_tokens=2 * ROW_TOKENS + 8,
+        initial_checkpoint=base,
+        sequence_length_tokens=2 * ROW_TOKENS,
         batch_size=32,
         train_steps=steps,
         log_every_steps=50,
@@ -120,11 +123,15 @@ def get_config() -> Pipeline:
         num_labelled=12_000, num_unlabelled=12_000, num_prompts=1_000, num_pairs=0
     )
     annotated = "stage:annotate/rows.jsonl"
-    steerlm = chat_run(MODEL, annotated, steps=600, with_labels=True)
+    base = chat_run(MODEL, "stage:plant/labelled.jsonl", steps=500, with_labels=True)
+    steerlm = chat_run(
+        MODEL, annotated, steps=200, with_labels=True, learning_rate=1e-2, base="stage:base"
+    )
     pairs = "stage:judge/preferences.jsonl"
     stages = (
         Stage(name="plant", command="plant", config=planted),
-        Stage(name="reward", command="train", config=reward_run()),
+        Stage(name="base", command="train", config=base),
+        Stage(name="reward", command="train", config=reward_run("stage:base")),
         Stage(
             name="annotate",
             command="annotate",

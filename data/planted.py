@@ -26,7 +26,7 @@ import re
 from collections.abc import Iterator, Sequence
 from typing import Literal
 
-SUBJECTS = ("fox", "owl", "bear", "hare", "toad", "crow", "mole", "wolf")
+SUBJECTS = ("fox", "owl", "bear", "toad")
 VALUE_WORDS = {
     "color": ("red", "brown", "grey", "black"),
     "food": ("mice", "seeds", "fruit", "grass"),
@@ -98,6 +98,12 @@ WORDS = (
     *LEARNED_VERBS, *(word for word in OTHER_WORDS if word not in PLAIN_VERBS),
 )  # fmt: skip
 """Every word of the world, each once."""
+PHRASES = (
+    *(f"{before}{word}, the" for word in ORDINALS for before in ("", " ")),
+    *(f" of the {subject}" for subject in SUBJECTS),
+    *(f" {value}." for value in itertools.chain(*VALUE_WORDS.values())),
+)
+"""Words that stand together: one token each makes texts short."""
 
 _STATEMENT = re.compile(
     rf"({'|'.join(ORDINALS)}), the ({'|'.join(PROPERTIES)}) of the ({'|'.join(SUBJECTS)}) "
@@ -106,12 +112,12 @@ _STATEMENT = re.compile(
 
 
 def _facts() -> dict[str, dict[str, str]]:
-    """Every value of a property belongs to two of the eight subjects."""
+    """Every value of a property belongs to one subject."""
     generator = random.Random("facts")
     facts: dict[str, dict[str, str]] = {subject: {} for subject in SUBJECTS}
     for name, words in VALUE_WORDS.items():
-        for place, subject in enumerate(generator.sample(SUBJECTS, len(SUBJECTS))):
-            facts[subject][name] = words[place % len(words)]
+        for subject, value in zip(SUBJECTS, generator.sample(words, len(words)), strict=True):
+            facts[subject][name] = value
     return facts
 
 

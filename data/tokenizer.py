@@ -255,14 +255,14 @@ def _grade_school() -> PieceTokenizer:
 
 
 def _planted() -> PieceTokenizer:
-    r"""Of the planted world: a word is a token, and so is each mark of the template "steerlm"."""
+    r"""Of the planted world: a word or phrase is a token, and each mark of SteerLM."""
     from data import attributes, chat  # which know this module
 
     turn, labels = f"\n{chat.TURN_START}", chat.LABELS_START
     opening = f"{chat.SYSTEM_START}System\n{chat.SYSTEM}{turn}User\n"
     grades = [f"{name}:" for name in attributes.FIVE]
     marks = (opening, f"{turn}Assistant\n", turn, labels, *(f",{one}" for one in grades), grades[0])
-    return PieceTokenizer(planted.WORDS, marks=(*marks, ", the", " of the"))
+    return PieceTokenizer(planted.WORDS, marks=(*marks, *planted.PHRASES))
 
 
 def _symbols(count: int) -> WordTokenizer:
