@@ -31,6 +31,7 @@ MODEL = TransformerConfig(
 )
 SAMPLING = Sampling(max_new_tokens=44, batch_size=128)
 ROW_TOKENS = 64
+BASE_STEPS = 500
 BETA = 1.0
 SFT_WEIGHT = 0.05
 NO_ROWS = PlantConfig(num_labelled=0, num_unlabelled=0, num_prompts=0, num_pairs=0)
@@ -119,11 +120,9 @@ def policy(
 
 
 def get_config() -> Pipeline:
-    planted = PlantConfig(
-        num_labelled=12_000, num_unlabelled=12_000, num_prompts=1_000, num_pairs=0
-    )
+    planted = PlantConfig(num_prompts=1_000, num_pairs=0)
     annotated = "stage:annotate/rows.jsonl"
-    base = chat_run(MODEL, "stage:plant/labelled.jsonl", steps=500, with_labels=True)
+    base = chat_run(MODEL, "stage:plant/labelled.jsonl", steps=BASE_STEPS, with_labels=True)
     steerlm = chat_run(
         MODEL, annotated, steps=200, with_labels=True, learning_rate=1e-2, base="stage:base"
     )

@@ -23,7 +23,7 @@ def get_config() -> Pipeline:
         Stage(
             name="plant",
             command="plant",
-            config=PlantConfig(num_labelled=0, num_unlabelled=12_000, num_prompts=0, num_pairs=0),
+            config=PlantConfig(num_labelled=0, num_prompts=0, num_pairs=0),
         ),
         Stage(
             name="sft",

@@ -21,7 +21,8 @@ from train.pipeline import Pipeline, Stage
 
 WIDTHS = (32, 48, 64, 80)
 """Of the base of every round; that of round 0 gives the first answers."""
-PREFERENCE_STEPS = 25
+DIALOGUES = "stage:plant/unlabelled.jsonl"
+BASE_STEPS, SFT_STEPS, PREFERENCE_STEPS = 150, 30, 20
 NUM_REQUESTS = 400
 
 
@@ -60,10 +61,10 @@ def stages_of_round(n: int, teacher: str) -> tuple[list[Stage], str]:
         return add(name, "judge", config)
 
     add("requests", "plant", dataclasses.replace(align.NO_ROWS, num_prompts=NUM_REQUESTS, seed=n))
-    base = add("base", "train", align.chat_run(shape, "stage:plant/unlabelled.jsonl", steps=300))
+    base = add("base", "train", align.chat_run(shape, DIALOGUES, steps=BASE_STEPS))
     of_teacher = answers("teacher", teacher, seed=2 * n)
     kept = judged("judge_teacher", of_teacher)
-    sft = align.chat_run(shape, f"{kept}/kept.jsonl", steps=60, learning_rate=2e-3)
+    sft = align.chat_run(shape, f"{kept}/kept.jsonl", steps=SFT_STEPS, learning_rate=2e-3)
     student = add("sft", "train", dataclasses.replace(sft, initial_checkpoint=base))
     of_student = answers("student", student, seed=2 * n + 1)
     pairs = f"{judged('judge', of_teacher, of_student)}/preferences.jsonl"
@@ -84,14 +85,15 @@ def stages_of_round(n: int, teacher: str) -> tuple[list[Stage], str]:
 
 
 def get_config() -> Pipeline:
-    weakest = align.chat_run(model(WIDTHS[0]), "stage:plant/unlabelled.jsonl", steps=300)
+    weakest = align.chat_run(model(WIDTHS[0]), DIALOGUES, steps=BASE_STEPS)
+    labels = align.chat_run(
+        align.MODEL, "stage:plant/labelled.jsonl", steps=align.BASE_STEPS, with_labels=True
+    )
+    judge = align.reward_run("stage:labels")
     stages = [
-        Stage(
-            name="plant",
-            command="plant",
-            config=PlantConfig(num_labelled=12_000, num_unlabelled=6_000, num_prompts=0),
-        ),
-        Stage(name="reward", command="train", config=align.reward_run(), expected_seconds=60.0),
+        Stage(name="plant", command="plant", config=PlantConfig(num_prompts=0, num_pairs=0)),
+        Stage(name="labels", command="train", config=labels, expected_seconds=100.0),
+        Stage(name="reward", command="train", config=judge, expected_seconds=40.0),
         Stage(name="base0", command="train", config=weakest, expected_seconds=30.0),
     ]
     models, teacher = [RoundModel(name="round 0", checkpoint="stage:base0")], "stage:base0"

@@ -18,9 +18,9 @@ from train.stopping import StopFlag
 class PlantConfig:
     """One run of `python -m synthesis plant`."""
 
-    num_labelled: int = 4_000
+    num_labelled: int = 12_000
     """Dialogues with attributes."""
-    num_unlabelled: int = 4_000
+    num_unlabelled: int = 12_000
     """Dialogues without."""
     num_prompts: int = 500
     """Requests alone."""
