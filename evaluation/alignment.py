@@ -18,7 +18,6 @@ from typing import Any
 
 import numpy as np
 import rich
-from scipy import stats
 
 from data import attributes, json_rows, planted
 from data.errors import DataError
@@ -201,22 +200,11 @@ def texts_of(dialogues: Sequence[planted.Dialogue]) -> tuple[list[str], list[str
 
 
 def correlation(
-    x: Sequence[float] | np.ndarray, y: Sequence[float] | np.ndarray, *, of_ranks: bool = False
+    x: np.ndarray, y: np.ndarray, *, of_ranks: bool = False
 ) -> tuple[float, float, float]:
-    """Pearson's r, or Spearman's rho of ranks, and its 95% interval; 0 where x or y is constant.
-
-    The interval is Fisher's: tanh(artanh r -+ 1.96 / sqrt(n - 3)); for ranks with the variance
-    (1 + r^2/2) / (n - 3) of Bonett and Wright (Psychometrika 65, 2000).
-    """
-    x, y = np.asarray(x, float), np.asarray(y, float)
-    if of_ranks:
-        x, y = stats.rankdata(x), stats.rankdata(y)
-    if min(x.std(), y.std()) == 0:
-        return 0.0, 0.0, 0.0
-    r = float(np.corrcoef(x, y)[0, 1])
-    spread = 1.959964 * np.sqrt((1 + r**2 / 2 if of_ranks else 1) / (len(x) - 3))
-    center = np.arctanh(np.clip(r, -1 + 1e-12, 1 - 1e-12))
-    return r, float(np.tanh(center - spread)), float(np.tanh(center + spread))
+    """Pearson's r, or Spearman's rho, and its 95% interval."""
+    r = statistics.spearman(x, y) if of_ranks else statistics.pearson(x, y)
+    return r, *statistics.fisher_interval(r, len(x), of_ranks=of_ranks)
 
 
 def mean(values: np.ndarray) -> tuple[float, float, float]:

@@ -9,7 +9,6 @@ correlation and the mean absolute error of every attribute, beside the mean grad
 """
 
 import functools
-import math
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -161,7 +160,9 @@ def _score_pairs(
         tokens=2 * sum(read) / len(read),
         seconds=seconds,
         summary={
-            "correlation_with_length": _pearson(rewards.ravel(), np.log1p(lengths.ravel())),
+            "correlation_with_length": statistics.pearson(
+                rewards.ravel(), np.log1p(lengths.ravel())
+            ),
             "share_cut": sum(len(tokens) > judge.length for tokens in encoded) / len(encoded),
         },
     )
@@ -244,7 +245,7 @@ def _graded_rows(
             continue
         wanted = labels[is_given, column]
         got = [scores[is_given, column] for _, scores in predictions]
-        correlations = [_pearson(each, wanted) for each in got]
+        correlations = [statistics.pearson(each, wanted) for each in got]
         errors = [np.abs(each - wanted) for each in got]
         fields = _common(config, f"{graded_set.name}, {name}", runs.name) | {
             "n": len(wanted),
@@ -253,7 +254,7 @@ def _graded_rows(
         }
         settings = config_json.encode(runs) | {"source": config_json.encode(graded_set.source)}
         mean = sum(correlations) / len(correlations)
-        low, high = _fisher_interval(mean, len(wanted))
+        low, high = statistics.fisher_interval(mean, len(wanted))
         rows.append(
             report.Row(
                 **fields,
@@ -295,22 +296,6 @@ def _error_row(fields: dict, errors: Float[np.ndarray, " n"], settings: dict) ->
     low, high = statistics.student_interval(errors.tolist())
     mean = float(errors.mean())
     return report.Row(**fields, metric=ERROR, score=mean, low=low, high=high, settings=settings)
-
-
-def _pearson(first: Float[np.ndarray, " n"], second: Float[np.ndarray, " n"]) -> float:
-    """Pearson's correlation; 0 where one of the two does not vary."""
-    if first.std() == 0 or second.std() == 0:
-        return 0.0
-    return float(np.clip(np.corrcoef(first, second)[0, 1], -1.0, 1.0))
-
-
-def _fisher_interval(correlation: float, n: int) -> tuple[float, float]:
-    """95% interval: tanh(atanh(r) -+ 1.96 / sqrt(n - 3)); the whole range for n = 3."""
-    if n <= 3:
-        return -1.0, 1.0
-    centre = math.atanh(min(max(correlation, -1 + 1e-12), 1 - 1e-12))
-    half = 1.959964 / math.sqrt(n - 3)
-    return math.tanh(centre - half), math.tanh(centre + half)
 
 
 def _common(config: RewardEvaluation, split: str, method: str) -> dict:

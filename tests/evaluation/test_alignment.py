@@ -11,7 +11,7 @@ from scipy import stats
 from data import attributes, json_rows, planted
 from data.errors import DataError
 from data.tokenizer import load_tokenizer
-from evaluation import alignment, alignment_plot, rounds
+from evaluation import alignment, alignment_plot, rounds, statistics
 from evaluation.policies import Judged, Policy, Scores
 from models.language_model import LanguageModel
 from models.transformer import TransformerConfig
@@ -54,8 +54,8 @@ def test_correlations_equal_scipy():
     assert (low, high) == pytest.approx(tuple(want.confidence_interval()), abs=1e-6)
     rho, low, high = alignment.correlation(x, y, of_ranks=True)
     assert rho == pytest.approx(stats.spearmanr(x, y).statistic) and low < rho < high
-    assert alignment.correlation([1, 1, 1, 1], [1, 2, 3, 4]) == (0, 0, 0)
-    assert alignment.correlation([1, 2, 3, 4], [1, 2, 3, 4])[0] == pytest.approx(1)
+    assert statistics.pearson([1, 1, 1, 1], [1, 2, 3, 4]) == 0
+    assert statistics.fisher_interval(0.5, 3) == (-1, 1)
 
 
 def steered(tmp_path, answer):

@@ -12,7 +12,7 @@ from configs.base import Experiment
 from data.attributes import FIVE, AttributeSource
 from data.preferences import PreferenceSource
 from data.tokenizer import load_tokenizer
-from evaluation import report, rewards
+from evaluation import report, rewards, statistics
 from evaluation.rewards import GradedSet, PairSet, RewardEvaluation, RewardModelRuns
 from models.transformer import TransformerConfig
 from train import loop, reward_model
@@ -86,12 +86,12 @@ def test_a_report_by_hand(sets, tmp_path, monkeypatch):
 
 def test_intervals_of_correlations():
     """Fisher's interval at r = 0.5, n = 28: tanh(0.5493 -+ 0.3920)."""
-    low, high = rewards._fisher_interval(0.5, 28)
+    low, high = statistics.fisher_interval(0.5, 28)
     assert (low, high) == (
         pytest.approx(math.tanh(0.549306 - 0.391993), abs=1e-5),
         pytest.approx(math.tanh(0.549306 + 0.391993), abs=1e-5),
     )
-    assert rewards._pearson(np.ones(4), np.arange(4.0)) == 0.0
+    assert statistics.pearson(np.ones(4), np.arange(4.0)) == 0.0
 
 
 def test_a_trained_model_is_judged_as_a_stage(sets, tmp_path):
