@@ -1,10 +1,11 @@
 """Verifiable instructions: sentences that say how an answer must look, each with its checker.
 
     one = draw(generator)                    Instruction("length_constraints:number_sentences", ...)
-    one.text                                 "Use at most 3 sentences."
+    one.text                                 "Use less than 3 sentences."
     one.is_followed("One. Two.")             True
 
-Kinds have the names and rules of IFEval (arXiv:2311.07911); the wordings are our own.
+Kinds and arguments have the names of IFEval (arXiv:2311.07911), whose checkers read them too; the
+wordings are our own, and sentences and words are found without a package.
 """
 
 import dataclasses
@@ -101,7 +102,7 @@ def _has_none(answer: str, forbidden_words: list[str]) -> bool:
 
 
 def _compare(count: int, relation: str, number: int) -> bool:
-    return count >= number if relation == "at least" else count <= number
+    return count >= number if relation == "at least" else count < number
 
 
 def _num_words(answer: str, relation: str, num_words: int) -> bool:
@@ -161,7 +162,7 @@ def _nothing(generator: np.random.Generator) -> Arguments:
     return {}
 
 
-RELATIONS = ("at least", "at most")
+RELATIONS = ("at least", "less than")
 KINDS: Mapping[str, Kind] = {
     "keywords:existence": Kind("Use the words {keywords}.", _has_words, _some_words("keywords", 2)),
     "keywords:forbidden_words": Kind(

@@ -8,10 +8,10 @@ from data.instructions import KINDS, Instruction
 CASES = [  # kind, arguments, an answer that keeps to it, one that does not
     ("keywords:existence", {"keywords": ["river", "quiet"]}, "A QUIET river.", "Quietly, a river."),
     ("keywords:forbidden_words", {"forbidden_words": ["river"]}, "Two rivers.", "The River!"),
-    ("length_constraints:number_words", {"relation": "at most", "num_words": 3}, "It's so-so now",
+    ("length_constraints:number_words", {"relation": "less than", "num_words": 4}, "It's so-so now",
      "one two three four"),
     ("length_constraints:number_words", {"relation": "at least", "num_words": 3}, "a b c", "a b"),
-    ("length_constraints:number_sentences", {"relation": "at most", "num_sentences": 2},
+    ("length_constraints:number_sentences", {"relation": "less than", "num_sentences": 3},
      'It costs 3.50. "Yes!"', "One. Two? Three"),
     ("length_constraints:number_sentences", {"relation": "at least", "num_sentences": 2},
      "One\nTwo", "Only 1.5 of them."),
