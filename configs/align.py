@@ -149,6 +149,7 @@ def get_config() -> Pipeline:
             command="steer",
             config=SteerConfig(
                 checkpoint="stage:steerlm",
+                name="steerlm",
                 prompts="stage:requests/prompts.jsonl",
                 requested="uniform",
                 sampling=SAMPLING,
@@ -160,6 +161,7 @@ def get_config() -> Pipeline:
             command="steer",
             config=SteerConfig(
                 checkpoint="stage:steerlm",
+                name="steerlm",
                 prompts="stage:plant/prompts.jsonl",
                 requested="none",
                 num_responses=6,
