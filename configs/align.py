@@ -31,9 +31,15 @@ MODEL = TransformerConfig(
 )
 SAMPLING = Sampling(max_new_tokens=44, batch_size=128)
 ROW_TOKENS = 64
-BASE_STEPS = 500
+BASE_STEPS, REWARD_STEPS, STEER_STEPS, PREFERENCE_STEPS = 500, 200, 200, 150
 BETA = 1.0
 SFT_WEIGHT = 0.05
+POLICIES: tuple[tuple[str, preference.Kind, float], ...] = (
+    ("RPO", "rpo_bwd_kl", 0.0),
+    ("DPO", "dpo", 0.0),
+    ("DPO with SFT term", "dpo", SFT_WEIGHT),
+)
+"""Name, loss, weight of the SFT term."""
 NO_ROWS = PlantConfig(num_labelled=0, num_unlabelled=0, num_prompts=0, num_pairs=0)
 
 
@@ -43,10 +49,12 @@ def optimizers(learning_rate: float, **fields) -> OptimizersConfig:
     return OptimizersConfig(policy=OptimizerConfig(peak_learning_rate=learning_rate, **fields))
 
 
-def reward_run(base: str, steps: int = 200) -> Experiment:
-    """A reward model of the labelled dialogues of the stage "plant"; `base` is a MODEL."""
+def reward_run(
+    base: str, *, shape: TransformerConfig = MODEL, steps: int = REWARD_STEPS
+) -> Experiment:
+    """A reward model of the labelled dialogues of the stage "plant"; `base` has this shape."""
     return Experiment(
-        model=dataclasses.replace(MODEL, num_attributes=5),
+        model=dataclasses.replace(shape, num_attributes=5),
         tokenizer="planted",
         recipe="reward",
         reward=RewardConfig(sources=(AttributeSource(path="stage:plant/labelled.jsonl"),)),
@@ -93,7 +101,7 @@ def policy(
     reference: str,
     shape: TransformerConfig = MODEL,
     seed: int = 0,
-    steps: int = 150,
+    steps: int = PREFERENCE_STEPS,
     sft_weight: float = 0.0,
 ) -> Experiment:
     """A preference run from the reference; checkpoints along the way stay."""
@@ -119,18 +127,53 @@ def policy(
     )
 
 
-def get_config() -> Pipeline:
-    planted = PlantConfig(num_prompts=1_000, num_pairs=0)
-    annotated = "stage:annotate/rows.jsonl"
-    base = chat_run(MODEL, "stage:plant/labelled.jsonl", steps=BASE_STEPS, with_labels=True)
-    steerlm = chat_run(
-        MODEL, annotated, steps=200, with_labels=True, learning_rate=1e-2, base="stage:base"
+def pipeline(
+    *,
+    shape: TransformerConfig = MODEL,
+    num_dialogues: int = 12_000,
+    num_requests: int = 1_000,
+    base_steps: int = BASE_STEPS,
+    reward_steps: int = REWARD_STEPS,
+    steer_steps: int = STEER_STEPS,
+    preference_steps: int = PREFERENCE_STEPS,
+    measured: int = 1_000,
+) -> Pipeline:
+    """The stages; `measured` answers and requests in each part of the evaluation."""
+    planted = PlantConfig(
+        num_labelled=num_dialogues,
+        num_unlabelled=num_dialogues,
+        num_prompts=num_requests,
+        num_pairs=0,
     )
-    pairs = "stage:judge/preferences.jsonl"
+    annotated = "stage:annotate/rows.jsonl"
+    base = chat_run(shape, "stage:plant/labelled.jsonl", steps=base_steps, with_labels=True)
+    steerlm = chat_run(
+        shape,
+        annotated,
+        steps=steer_steps,
+        with_labels=True,
+        learning_rate=1e-2,
+        base="stage:base",
+    )
+    policies = {
+        name: policy(
+            kind,
+            "stage:judge/preferences.jsonl",
+            reference="stage:steerlm",
+            shape=shape,
+            steps=preference_steps,
+            sft_weight=sft_weight,
+        )
+        for name, kind, sft_weight in POLICIES
+    }
     stages = (
         Stage(name="plant", command="plant", config=planted),
         Stage(name="base", command="train", config=base),
-        Stage(name="reward", command="train", config=reward_run("stage:base")),
+        Stage(
+            name="reward",
+            command="train",
+            config=reward_run("stage:base", shape=shape, steps=reward_steps),
+        ),
         Stage(
             name="annotate",
             command="annotate",
@@ -142,7 +185,7 @@ def get_config() -> Pipeline:
         Stage(
             name="requests",
             command="plant",
-            config=dataclasses.replace(NO_ROWS, num_prompts=1_000, split="test"),
+            config=dataclasses.replace(NO_ROWS, num_prompts=measured, split="test"),
         ),
         Stage(
             name="steer",
@@ -179,16 +222,9 @@ def get_config() -> Pipeline:
                 batch_size=256,
             ),
         ),
-        Stage(
-            name="rpo",
-            command="train",
-            config=policy("rpo_bwd_kl", pairs, reference="stage:steerlm"),
-        ),
-        Stage(name="dpo", command="train", config=policy("dpo", pairs, reference="stage:steerlm")),
-        Stage(
-            name="dpo_sft",
-            command="train",
-            config=policy("dpo", pairs, reference="stage:steerlm", sft_weight=SFT_WEIGHT),
+        *(
+            Stage(name=stage_of(name), command="train", config=config)
+            for name, config in policies.items()
         ),
         Stage(
             name="evaluation",
@@ -197,14 +233,24 @@ def get_config() -> Pipeline:
                 reward_model="stage:reward",
                 steered="stage:steer/responses.jsonl",
                 reference="stage:steerlm",
-                policies=(
-                    TrainedPolicy(name="RPO", checkpoint="stage:rpo"),
-                    TrainedPolicy(name="DPO", checkpoint="stage:dpo"),
-                    TrainedPolicy(name="DPO + SFT term", checkpoint="stage:dpo_sft"),
+                policies=tuple(
+                    TrainedPolicy(name=name, checkpoint=f"stage:{stage_of(name)}")
+                    for name in policies
                 ),
                 beta=BETA,
+                num_dialogues=measured,
+                num_prompts=min(measured, 256),
+                num_pairs=min(measured, 256),
                 sampling=SAMPLING,
             ),
         ),
     )
     return Pipeline(stages=stages)
+
+
+def stage_of(policy_name: str) -> str:
+    return policy_name.lower().replace(" ", "_")
+
+
+def get_config() -> Pipeline:
+    return pipeline()
