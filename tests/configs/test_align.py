@@ -1,4 +1,4 @@
-"""`make align` from beginning to end, with so little training that nothing is learned but the form."""
+"""`make align` from end to end, with so little training that answers have the form at most."""
 
 import json
 
