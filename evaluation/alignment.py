@@ -35,7 +35,7 @@ STYLES = {
     "out of distribution": planted.OUT_OF_DISTRIBUTION,
 }
 PEARSON, SPEARMAN, CROSS_TALK = "Pearson r", "Spearman rho", "cross-talk"
-REWARD, KL, GAP = "true reward", "KL from the reference (nats)", "mean |d - g|"
+REWARD, KL, GAP = "true reward", "KL from the reference (nats)", "mean abs(d - g)"
 RECOVERED = "share of the gap recovered"
 EQUAL_KL = "true reward at equal KL"
 
