@@ -213,25 +213,22 @@ def respond(
     style: Style = IN_DISTRIBUTION,
 ) -> str:
     """A random response with exactly these attributes: `measure` gives them back."""
-    others = [name for name in PROPERTIES if name not in asked.properties]
-    wanted, unwanted = attributes.helpfulness, NUM_STATEMENTS - attributes.helpfulness
-    names = [*generator.sample(asked.properties, wanted), *generator.sample(others, unwanted)]
-    generator.shuffle(names)
+    names = generator.sample(asked.properties, NUM_STATEMENTS)
     places = range(NUM_STATEMENTS)
-    is_right, is_ordered, is_learned, is_followed = (
+    is_asked, is_right, is_ordered, is_learned, is_followed = (
         [place in chosen for place in places]
         for chosen in (
             set(generator.sample(places, count))
-            for count in attributes.as_tuple()[1:]
+            for count in attributes.as_tuple()
         )
     )  # fmt: skip
     sentences = []
     for place, name in enumerate(names):
         ordinal = _one(generator, ORDINALS, ORDINALS[place], is_ordered[place])
         verb = generator.choice(LEARNED_VERBS if is_learned[place] else PLAIN_VERBS)
-        right_value = VALUES[asked.subject][name]
-        value = _one(generator, VALUE_WORDS[name], right_value, is_right[place])
-        sentences.append(f"{ordinal}, the {name} of the {asked.subject} {verb} {value}.")
+        subject = _one(generator, SUBJECTS, asked.subject, is_asked[place])
+        value = _one(generator, VALUE_WORDS[name], VALUES[subject][name], is_right[place])
+        sentences.append(f"{ordinal}, the {name} of the {subject} {verb} {value}.")
         if is_followed[place] and not style.fillers_first:
             sentences.append(generator.choice(style.fillers))
     if style.fillers_first:
