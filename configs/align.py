@@ -31,7 +31,7 @@ MODEL = TransformerConfig(
 )
 SAMPLING = Sampling(max_new_tokens=44, batch_size=128)
 ROW_TOKENS = 64
-BASE_STEPS, REWARD_STEPS, STEER_STEPS, PREFERENCE_STEPS = 500, 200, 200, 150
+BASE_STEPS, REWARD_STEPS, STEER_STEPS, PREFERENCE_STEPS = 600, 400, 200, 150
 BETA = 1.0
 SFT_WEIGHT = 0.05
 POLICIES: tuple[tuple[str, preference.Kind, float], ...] = (

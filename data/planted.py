@@ -7,7 +7,7 @@ A response makes four statements of the form "ORDINAL, the PROPERTY of the SUBJE
 any number of other sentences. Its attributes count, from 0 to 4:
 
     helpfulness   different properties that were asked for and are stated of the right subject
-    correctness   different properties that are stated rightly (`VALUES` of the subject)
+    correctness   different properties that are stated rightly (`VALUES`)
     coherence     statements whose ordinal is that of their place
     complexity    statements with a learned verb
     verbosity     sentences that are no statement
@@ -15,7 +15,7 @@ any number of other sentences. Its attributes count, from 0 to 4:
 So any text whatever has attributes, and each can be moved without the others. The true reward is
 a weighted sum of them (`data.attributes.WEIGHTS`). A split is made of requests (subject and set of
 four properties) that no other split has. Out of distribution are requests in words of another order
-and other sentences beside the statements, all before them; every word is one of the distribution's.
+and other sentences beside the statements, in one place; every word is one of the distribution's.
 """
 
 import dataclasses
@@ -57,12 +57,13 @@ class Style:
     """What may differ between distributions: words around the facts and where they stand.
 
     requests: forms with {properties} and {subject}. fillers: sentences that are no statement.
-    fillers_first: they stand before all statements, and may repeat; else each after another one.
+    fillers_together: they stand in one place, before, between or after the statements, and may
+      repeat; else each stands after another statement.
     """
 
     requests: tuple[str, ...]
     fillers: tuple[str, ...]
-    fillers_first: bool
+    fillers_together: bool
 
 
 IN_DISTRIBUTION = Style(
@@ -71,7 +72,7 @@ IN_DISTRIBUTION = Style(
         "Tell me of the {subject}: its {properties}, please.",
     ),
     fillers=("This is well known.", "Many would agree.", "It bears repeating.", "So they say."),
-    fillers_first=False,
+    fillers_together=False,
 )
 OUT_OF_DISTRIBUTION = Style(
     requests=(
@@ -79,7 +80,7 @@ OUT_OF_DISTRIBUTION = Style(
         "Tell me the {properties} of the {subject}, please.",
     ),
     fillers=("It is well known.", "So they agree.", "Many would say.", "This bears repeating."),
-    fillers_first=True,
+    fillers_together=True,
 )
 
 OTHER_WORDS = tuple(
@@ -111,18 +112,8 @@ _STATEMENT = re.compile(
 )
 
 
-def _facts() -> dict[str, dict[str, str]]:
-    """Every value of a property belongs to one subject."""
-    generator = random.Random("facts")
-    facts: dict[str, dict[str, str]] = {subject: {} for subject in SUBJECTS}
-    for name, words in VALUE_WORDS.items():
-        for subject, value in zip(SUBJECTS, generator.sample(words, len(words)), strict=True):
-            facts[subject][name] = value
-    return facts
-
-
-VALUES = _facts()
-"""Subject -> property -> the right value."""
+VALUES = {name: words[0] for name, words in VALUE_WORDS.items()}
+"""The right value of every property: in this world all animals are alike."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -174,7 +165,7 @@ def measure(prompt: str, response: str) -> Attributes:
         ordinal, name, subject, verb, value = found.groups()
         if name in asked and subject in words:
             stated.add(name)
-        if VALUES[subject][name] == value:
+        if VALUES[name] == value:
             right.add((subject, name))
         ordinals += place < NUM_STATEMENTS and ordinal == ORDINALS[place]
         learned += verb in LEARNED_VERBS
@@ -227,13 +218,13 @@ def respond(
         ordinal = _one(generator, ORDINALS, ORDINALS[place], is_ordered[place])
         verb = generator.choice(LEARNED_VERBS if is_learned[place] else PLAIN_VERBS)
         subject = _one(generator, SUBJECTS, asked.subject, is_asked[place])
-        value = _one(generator, VALUE_WORDS[name], VALUES[subject][name], is_right[place])
+        value = _one(generator, VALUE_WORDS[name], VALUES[name], is_right[place])
         sentences.append(f"{ordinal}, the {name} of the {subject} {verb} {value}.")
-        if is_followed[place] and not style.fillers_first:
+        if is_followed[place] and not style.fillers_together:
             sentences.append(generator.choice(style.fillers))
-    if style.fillers_first:
-        before = [generator.choice(style.fillers) for _ in range(attributes.verbosity)]
-        sentences = [*before, *sentences]
+    if style.fillers_together:
+        place = generator.randint(0, NUM_STATEMENTS)
+        sentences[place:place] = generator.choices(style.fillers, k=attributes.verbosity)
     return " ".join(sentences)
 
 

@@ -10,7 +10,7 @@ from data import planted
 from data.planted import IN_DISTRIBUTION, OUT_OF_DISTRIBUTION, Attributes
 
 PROMPT = "What are the food, home, size and mood of the fox?"
-FOX = planted.VALUES["fox"]
+RIGHT = planted.VALUES
 
 
 @pytest.mark.parametrize("style", [IN_DISTRIBUTION, OUT_OF_DISTRIBUTION])
@@ -27,11 +27,11 @@ def test_responses_have_exactly_the_attributes_they_were_made_for(style):
 
 def test_a_hand_counted_response():
     response = (
-        f"First, the food of the fox is {FOX['food']}. It is so. "  # asked, right, in its place
-        f"Third, the hour of the fox evinces {FOX['hour']}. "  # not asked, right, learned
-        f"Third, the home of the fox embodies {FOX['hour']}. "  # asked, wrong, learned
-        f"Last, the food of the fox is {FOX['food']}. "  # said before; in its place
-        f"Last, the size of the owl is {planted.VALUES['owl']['size']}. And"  # of the owl, right
+        f"First, the food of the fox is {RIGHT['food']}. It is so. "  # asked, right, in its place
+        f"Third, the hour of the fox evinces {RIGHT['hour']}. "  # not asked, right, learned
+        f"Third, the home of the fox embodies {RIGHT['hour']}. "  # asked, wrong, learned
+        f"Last, the food of the fox is {RIGHT['food']}. "  # said before; in its place
+        f"Last, the size of the owl is {RIGHT['size']}. And"  # of the owl, right
     )
     assert planted.measure(PROMPT, response) == Attributes(2, 3, 3, 2, 2)
     assert planted.measure(PROMPT, "") == Attributes(0, 0, 0, 0, 0)
