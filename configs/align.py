@@ -31,7 +31,7 @@ MODEL = TransformerConfig(
 )
 SAMPLING = Sampling(max_new_tokens=44, batch_size=128)
 ROW_TOKENS = 64
-BASE_STEPS, REWARD_STEPS, STEER_STEPS, PREFERENCE_STEPS = 600, 500, 200, 150
+BASE_STEPS, REWARD_STEPS, STEER_STEPS, PREFERENCE_STEPS = 600, 600, 200, 150
 BETA = 1.0
 SFT_WEIGHT = 0.05
 POLICIES: tuple[tuple[str, preference.Kind, float], ...] = (
@@ -58,7 +58,7 @@ def reward_run(
         tokenizer="planted",
         recipe="reward",
         reward=RewardConfig(sources=(AttributeSource(path="stage:plant/labelled.jsonl"),)),
-        optimizers=optimizers(2e-2),
+        optimizers=optimizers(1e-2),
         initial_checkpoint=base,
         sequence_length_tokens=ROW_TOKENS,
         batch_size=64,
