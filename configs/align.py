@@ -31,7 +31,7 @@ MODEL = TransformerConfig(
 )
 SAMPLING = Sampling(max_new_tokens=44, batch_size=128)
 ROW_TOKENS = 64
-BASE_STEPS, REWARD_STEPS, STEER_STEPS, PREFERENCE_STEPS = 600, 600, 200, 150
+BASE_STEPS, REWARD_STEPS, STEER_STEPS, PREFERENCE_STEPS = 600, 600, 200, 300
 BETA = 1.0
 SFT_WEIGHT = 0.05
 POLICIES: tuple[tuple[str, preference.Kind, float], ...] = (
@@ -116,7 +116,7 @@ def policy(
             beta=BETA,
             sft_weight=sft_weight,
         ),
-        optimizers=optimizers(5e-3),
+        optimizers=optimizers(2e-3),
         initial_checkpoint=reference,
         sequence_length_tokens=ROW_TOKENS,
         batch_size=32,
@@ -218,7 +218,7 @@ def pipeline(
             config=JudgeConfig(
                 responses=("stage:answers/responses.jsonl",),
                 reward_model="stage:reward",
-                pairing="neighbours",
+                pairing="all",
                 batch_size=256,
             ),
         ),

@@ -56,7 +56,7 @@ def stages_of_round(n: int, teacher: str) -> tuple[list[Stage], str]:
 
     def judged(name: str, *responses: str) -> str:
         config = JudgeConfig(
-            responses=responses, reward_model="stage:reward", pairing="neighbours", batch_size=256
+            responses=responses, reward_model="stage:reward", pairing="all", batch_size=256
         )
         return add(name, "judge", config)
 
