@@ -6,6 +6,10 @@ A reward model learns the attributes of labelled dialogues; it labels others; a 
 answer with given attributes (SteerLM) and, from the same dialogues without labels, to answer;
 several of its answers to each new request are ranked by the reward model; RPO and DPO learn from
 the pairs; and all is measured against the truth.
+
+Measured on two shared cores of an AMD EPYC (2026-11-27, docs/results/align): 781 s of stages;
+attributes are predicted with Pearson r .918 (helpfulness) to .9998, steering has Spearman rho .99
+for verbosity and complexity, RPO recovers 79% of the reward gaps.
 """
 
 import dataclasses
@@ -103,8 +107,9 @@ def policy(
     seed: int = 0,
     steps: int = PREFERENCE_STEPS,
     sft_weight: float = 0.0,
+    num_saved: int = 20,
 ) -> Experiment:
-    """A preference run from the reference; checkpoints along the way stay."""
+    """A preference run from the reference; `num_saved` checkpoints along the way stay."""
     return Experiment(
         model=shape,
         tokenizer="planted",
@@ -121,7 +126,7 @@ def policy(
         sequence_length_tokens=ROW_TOKENS,
         batch_size=32,
         train_steps=steps,
-        save_every_steps=max(1, steps // 5),
+        save_every_steps=max(1, steps // num_saved),
         keep_checkpoints=None,
         seed=seed,
     )

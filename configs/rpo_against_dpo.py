@@ -42,6 +42,7 @@ def get_config() -> Pipeline:
                 reference="stage:sft",
                 seed=seed,
                 steps=NUM_STEPS,
+                num_saved=6,
             )
             stage = f"{name.lower()}{seed}"
             stages.append(Stage(name=stage, command="train", config=run))
