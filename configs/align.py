@@ -47,10 +47,16 @@ POLICIES: tuple[tuple[str, preference.Kind, float], ...] = (
 NO_ROWS = PlantConfig(num_labelled=0, num_unlabelled=0, num_prompts=0, num_pairs=0)
 
 
-def optimizers(learning_rate: float, **fields) -> OptimizersConfig:
+def optimizers(learning_rate: float) -> OptimizersConfig:
     """Muon for the policy network; the value head is not used."""
-    fields = {"kind": "muon", "b2": 0.98, "warmup_steps": 20, "weight_decay": 0.01} | fields
-    return OptimizersConfig(policy=OptimizerConfig(peak_learning_rate=learning_rate, **fields))
+    policy = OptimizerConfig(
+        kind="muon",
+        peak_learning_rate=learning_rate,
+        warmup_steps=20,
+        weight_decay=0.01,
+        b2=0.98,
+    )
+    return OptimizersConfig(policy=policy)
 
 
 def reward_run(

@@ -274,7 +274,8 @@ class Steps:
 
 def _first_turn(row: Row, form: Form, generator: np.random.Generator) -> Row:
     """A question as the beginning of a talk of this form."""
-    text, more = row["question"], {}
+    text: str = row["question"]
+    more: Row = {}
     if row["kind"] == "closed_qa":
         text = templates.ON_A_DOCUMENT.format(**row)
     if form.startswith("verifiable"):
