@@ -73,7 +73,8 @@ def fisher_interval(correlation: float, n: int, *, of_ranks: bool = False) -> tu
         return -1.0, 1.0
     centre = math.atanh(min(max(correlation, -1 + 1e-12), 1 - 1e-12))
     half = 1.959964 * math.sqrt((1 + correlation**2 / 2 if of_ranks else 1) / (n - 3))
-    return math.tanh(centre - half), math.tanh(centre + half)
+    ends = math.tanh(centre - half), math.tanh(centre + half)
+    return min(correlation, ends[0]), max(correlation, ends[1])
 
 
 def mcnemar_p_value(first: Sequence[bool], second: Sequence[bool]) -> float:

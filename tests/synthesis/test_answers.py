@@ -1,6 +1,7 @@
 """Annotating and steering with a tiny model and with recorded answers."""
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
@@ -48,7 +49,7 @@ def test_grades_do_not_depend_on_the_batch_and_are_read_at_the_label_token():
             f"<extra_id_0>System\n{chat.SYSTEM}\n<extra_id_1>User\n{prompt}\n"
             f"<extra_id_1>Assistant\n{answer}\n<extra_id_2>"
         )
-        ids = np.array([TOKENIZER.encode(text)], np.int32)
+        ids = jnp.array([TOKENIZER.encode(text)])
         want = MODEL.outputs(PARAMS, ids).reward[0, -1]
         np.testing.assert_allclose(row, want, atol=1e-5)
 
