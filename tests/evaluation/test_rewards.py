@@ -43,7 +43,7 @@ PAIRS = [
     {"prompt": "e?", "chosen": "equal", "rejected": "equal"},
 ]
 GRADED = [
-    {"prompt": "a?", "response": "good " * n, "helpfulness": n, "verbosity": 4 - n}
+    {"prompt": "a?", "response": f"It is {'good ' * n}.", "helpfulness": n, "verbosity": 4 - n}
     for n in range(5)
 ]
 
