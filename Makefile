@@ -1,5 +1,5 @@
 # Every target makes .venv itself when it is missing or older than pyproject.toml and constraints.txt.
-.PHONY: quickstart test test-tpu test-cuda lint bench soak
+.PHONY: quickstart align test test-tpu test-cuda lint bench soak
 
 PYTHON ?= .venv/bin/python
 WORKERS ?= 2
@@ -22,6 +22,12 @@ quickstart: $(STAMP)
 	echo; cat $$report/table.md; echo; \
 	echo "plot:   $$(echo $$report/*.png)"; \
 	echo "report: $$report/report.json"
+
+# Annotate, SteerLM, judge, RPO and DPO, evaluation, on generated dialogues.
+align: $(STAMP)
+	$(PYTHON) -m train align --run-folder runs/align --resume --overwrite
+	@report=runs/align/stages/*-evaluation/report; \
+	echo; cat $$report/table.md; echo; echo "plot: $$(echo $$report/*.png)"
 
 test: lint
 	$(PYTHON) -m pytest -q -n $(WORKERS) -m "not soak and not tpu and not cuda"

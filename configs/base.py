@@ -8,6 +8,7 @@ from data.sources import TextSource
 from models.lora import LoraConfig
 from models.sharding import MeshConfig
 from models.transformer import TransformerConfig
+from train.alignment import PreferenceConfig, RewardConfig
 from train.errors import ConfigError
 from train.optimizers import OptimizersConfig
 from train.recipes import LossWeights
@@ -21,14 +22,20 @@ class Experiment:
     """Shape of the network."""
     tokenizer: str
     """Name of the tokenizer (see data.tokenizer)."""
-    recipe: Literal["next_token", "hybrid"] = "next_token"
-    """What is learned: "next_token" from text, or "hybrid": policy and value from search too."""
-    sources: tuple[TextSource, ...]
+    recipe: Literal["next_token", "hybrid", "preference", "reward"] = "next_token"
+    """What is learned: "next_token" from text or chats; "hybrid": policy and value from search too;
+    "preference": which of two answers is better (DPO, IPO, RPO); "reward": the grades of answers,
+    or which one is better, by a reward head."""
+    sources: tuple[TextSource, ...] = ()
     """Text to learn from; the weights are shares of the rows."""
     hybrid: HybridConfig | None = None
     """Search records of the recipe "hybrid", and its batch sizes."""
     loss_weights: LossWeights = LossWeights()
     """Weights of the parts of the hybrid loss."""
+    preference: PreferenceConfig | None = None
+    """Pairs and loss of the recipe "preference"."""
+    reward: RewardConfig | None = None
+    """Graded answers or pairs, and loss, of the recipe "reward"."""
     validation_sources: tuple[TextSource, ...] = ()
     """Held-out text; none: no evaluation while training."""
     optimizers: OptimizersConfig
@@ -71,8 +78,15 @@ class Experiment:
         ):
             if getattr(self, name) < 1:
                 raise ConfigError(f"{name} must be 1 or more; got {getattr(self, name)}")
-        if (self.recipe == "hybrid") != (self.hybrid is not None):
+        for name in ("hybrid", "preference", "reward"):
+            if (self.recipe == name) != (getattr(self, name) is not None):
+                raise ConfigError(
+                    f'recipe "{name}" and the field {name} belong together; got '
+                    f"recipe={self.recipe!r} with {name}={getattr(self, name)}. Set both or "
+                    "neither."
+                )
+        if (self.recipe == "reward") > (self.model.num_attributes > 0):
             raise ConfigError(
-                f'recipe "hybrid" and the field hybrid belong together; got recipe={self.recipe!r} '
-                f"with hybrid={self.hybrid}. Set both or neither."
+                'recipe "reward" trains a reward head; got model.num_attributes=0. Set it to 5 '
+                "(the attributes of HelpSteer) or 9."
             )

@@ -10,10 +10,19 @@ from train.pipeline import RunFn
 
 # Imported when first called: a pipeline that only trains never loads the search.
 FUNCTIONS = {
+    "tokenizer": "data.train_tokenizer:run",
     "train": "train.loop:run",
     "search": "search.self_play:run",
     "evaluation": "evaluation.run:run",
     "scoring": "evaluation.scoring:run",
+    "rewards": "evaluation.rewards:run",
+    "alignment": "evaluation.alignment:run",
+    "rounds": "evaluation.rounds:run",
+    "annotate": "synthesis.annotate:run",
+    "judge": "synthesis.judge:run",
+    "plant": "synthesis.plant:run",
+    "steer": "synthesis.steer:run",
+    "synthesize": "synthesis.synthesize:run",
 }
 CONFIGS = {
     "train": "configs.base:Experiment",

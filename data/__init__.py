@@ -2,7 +2,7 @@
 
 errors.py            DataError: what was received, the rule, what to do
 files.py             find(name): downloaded data files, wherever they are kept
-tokenizer.py         text <-> token ids
+tokenizer.py         text <-> token ids; train_tokenizer.py: byte-level BPE of one's own
 problems.py          Prompt (what a search may see) and Problem (with its checker), by name
 prompts.py           the same problems few-shot or as a chat
 game24.py            Game of 24: puzzles, splits, random legal play; game24_checker.py: the rules
@@ -12,6 +12,9 @@ grade_school.py      generated word problems; grade_school_templates.py, grade_s
 documents.py         text sources -> batches of tokens and loss masks [B, T]; packing.py: windows
 synthetic.py         generated tasks: copying, induction, recall; listops.py: lists of digits
 sources.py           all text sources by type
+chat.py              chats as text and tokens; json_rows.py: JSON lines with typed fields
+attributes.py        graded answers (HelpSteer, SteerLM); preferences.py: pairs of answers
+answer_rows.py       chats, graded answers and pairs -> rows of tokens; chat_sources.py: as text
 search_record.py     SearchRecord: one searched game; records.py: the files of them
 record_text.py       texts of token runs; records in the tokens of another tokenizer
 record_statistics.py counts, intervals and histograms of records (proportions.py: Wilson)

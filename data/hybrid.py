@@ -17,11 +17,10 @@ from collections.abc import Sequence
 from typing import Literal
 
 import grain
-import numpy as np
-from jaxtyping import Int
 
 from data import documents, mixture, record_rows, records
 from data.errors import DataError
+from data.mixture import Rows
 from data.record_rows import Arrays, SolvedTexts
 from data.records import SearchRecord
 from data.tokenizer import Tokenizer
@@ -74,18 +73,6 @@ class HybridConfig:
 
 
 @dataclasses.dataclass(frozen=True)
-class Rows:
-    """Rows of one part, source after source; arrays share their first axis."""
-
-    arrays: Arrays
-    num_rows: tuple[int, ...]
-    weights: tuple[float, ...]
-
-    def gather(self, rows: Int[np.ndarray, " B"]) -> Arrays:
-        return {name: array[rows] for name, array in self.arrays.items()}
-
-
-@dataclasses.dataclass(frozen=True)
 class HybridCorpus:
     """All rows of a hybrid training run, in memory. A part that is not used is None."""
 
@@ -98,10 +85,7 @@ class HybridCorpus:
         """SHA-256 (hex) of all that training can see of the corpus."""
         digest = hashlib.sha256((self.text.fingerprint if self.text else "").encode())
         for rows in filter(None, (self.policy, self.value)):
-            digest.update(repr((rows.num_rows, rows.weights)).encode())
-            for name, array in rows.arrays.items():
-                digest.update(repr((name, array.shape, array.dtype.str)).encode())
-                digest.update(array.tobytes())
+            rows.add_to(digest)
         return digest.hexdigest()
 
 
@@ -181,9 +165,8 @@ def _join(part: str, sources: list[Arrays], config: HybridConfig) -> Rows:
             f"of weights {weights} from {[source.path for source in config.records]}. "
             f"Search more, take policy_from='all', or set {part}_batch=0."
         )
-    arrays = {name: np.concatenate([rows[name] for rows in sources]) for name in sources[0]}
     kept = [i for i, count in enumerate(counts) if count]
-    return Rows(arrays, tuple(counts[i] for i in kept), tuple(weights[i] for i in kept))
+    return mixture.join([sources[i] for i in kept], [weights[i] for i in kept])
 
 
 def batches(

@@ -1,5 +1,7 @@
 """Weighted mixtures of rows that lie in memory: grain moves row numbers, not rows."""
 
+import dataclasses
+import hashlib
 from collections.abc import Callable, Sequence
 from typing import TypeVar
 
@@ -7,7 +9,70 @@ import grain
 import numpy as np
 from jaxtyping import Int
 
+from data.errors import DataError
+
 Batch = TypeVar("Batch")
+Arrays = dict[str, np.ndarray]
+
+
+@dataclasses.dataclass(frozen=True)
+class Rows:
+    """Rows of arrays that share their first axis, source after source."""
+
+    arrays: Arrays
+    num_rows: tuple[int, ...]
+    weights: tuple[float, ...]
+
+    def gather(self, rows: Int[np.ndarray, " B"]) -> Arrays:
+        """The batch of these rows."""
+        return {name: array[rows] for name, array in self.arrays.items()}
+
+    def add_to(self, digest: "hashlib._Hash") -> None:
+        """Adds all that training can see of the rows to a hash."""
+        digest.update(repr((self.num_rows, self.weights)).encode())
+        for name, array in self.arrays.items():
+            digest.update(repr((name, array.shape, array.dtype.str)).encode())
+            digest.update(array.tobytes())
+
+    @property
+    def fingerprint(self) -> str:
+        """SHA-256 (hex) of the rows."""
+        digest = hashlib.sha256()
+        self.add_to(digest)
+        return digest.hexdigest()
+
+    def batches(
+        self, *, batch_size: int, seed: int, host: int = 0, num_hosts: int = 1
+    ) -> grain.MapDataset[Arrays]:
+        """Endless batches; the arguments are those of `batched_rows`."""
+        return batched_rows(
+            self.num_rows,
+            self.weights,
+            self.gather,
+            batch_size=batch_size,
+            seed=seed,
+            host=host,
+            num_hosts=num_hosts,
+        )
+
+
+def join(sources: Sequence[Arrays], weights: Sequence[float]) -> Rows:
+    """The rows of several sources, each with a weight.
+
+    Raises:
+      DataError: no source, or weights that are not positive.
+    """
+    if not sources or min(weights) <= 0:
+        raise DataError(
+            f"a mixture needs sources of positive weight; got weights {list(weights)}. "
+            "Leave out the sources that shall not be used."
+        )
+    first = next(iter(sources[0]))
+    return Rows(
+        arrays={name: np.concatenate([rows[name] for rows in sources]) for name in sources[0]},
+        num_rows=tuple(len(rows[first]) for rows in sources),
+        weights=tuple(map(float, weights)),
+    )
 
 
 def batched_rows(

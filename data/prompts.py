@@ -145,10 +145,10 @@ def messages(question: str, instruction: str = GSM8K_INSTRUCTION) -> list[Messag
     ]
 
 
-def chatml(chat: Sequence[Message]) -> str:
+def chatml(chat: Sequence[Message], *, add_generation_prompt: bool = True) -> str:
     """A chat in ChatML, up to where the assistant begins to speak."""
     turns = [f"<|im_start|>{one['role']}\n{one['content']}<|im_end|>\n" for one in chat]
-    return "".join([*turns, "<|im_start|>assistant\n"])
+    return "".join([*turns, "<|im_start|>assistant\n" * add_generation_prompt])
 
 
 def chat(

@@ -1,5 +1,6 @@
 """All text sources by type: what a config may name."""
 
+from data.chat_sources import ChatSource
 from data.documents import LegalPlaySource, RecordTextSource, TextFileSource
 from data.grade_school import CalculationSource, GradeSchoolSource
 from data.gsm8k import Gsm8kSource
@@ -17,4 +18,5 @@ TextSource = (
     | GradeSchoolSource
     | CalculationSource
     | Gsm8kSource
+    | ChatSource
 )

@@ -15,7 +15,7 @@ import re
 from collections.abc import Callable, Iterable
 from typing import Protocol, runtime_checkable
 
-from data import grade_school_words
+from data import grade_school_words, planted
 from data.errors import DataError
 
 PAD = "<pad>"
@@ -254,6 +254,17 @@ def _grade_school() -> PieceTokenizer:
     return PieceTokenizer(grade_school_words.WORDS, marks=(" = <<", ">>", "#### "))
 
 
+def _planted() -> PieceTokenizer:
+    r"""Of the planted world: a word or phrase is a token, and each mark of SteerLM."""
+    from data import attributes, chat  # which know this module
+
+    turn, labels = f"\n{chat.TURN_START}", chat.LABELS_START
+    opening = f"{chat.SYSTEM_START}System\n{chat.SYSTEM}{turn}User\n"
+    grades = [f"{name}:" for name in attributes.FIVE]
+    marks = (opening, f"{turn}Assistant\n", turn, labels, *(f",{one}" for one in grades), grades[0])
+    return PieceTokenizer(planted.WORDS, marks=(*marks, *planted.PHRASES))
+
+
 def _symbols(count: int) -> WordTokenizer:
     return WordTokenizer((PAD, EOS, *(f"s{n}" for n in range(count))))
 
@@ -269,6 +280,7 @@ _BY_NAME: dict[str, Callable[[], Tokenizer]] = {
     "game24": _game24,
     "grade_school": _grade_school,
     "listops": _listops,
+    "planted": _planted,
 }
 _SYMBOLS = re.compile(r"symbols-([1-9][0-9]{0,5})")
 

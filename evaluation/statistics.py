@@ -3,11 +3,22 @@
 import math
 from collections.abc import Sequence
 
+import numpy as np
 import scipy.special
+import scipy.stats
+from numpy.typing import ArrayLike
 
 from data.proportions import wilson_interval
 
-__all__ = ["interval_over_seeds", "mcnemar_p_value", "student_interval", "wilson_interval"]
+__all__ = [
+    "fisher_interval",
+    "interval_over_seeds",
+    "mcnemar_p_value",
+    "pearson",
+    "spearman",
+    "student_interval",
+    "wilson_interval",
+]
 
 
 def student_interval(scores: Sequence[float]) -> tuple[float, float]:
@@ -37,6 +48,33 @@ def interval_over_seeds(scores: Sequence[float], num_asked: int) -> tuple[float,
         over_runs = student_interval(scores)
         low, high = max(0.0, min(low, over_runs[0])), min(1.0, max(high, over_runs[1]))
     return low, high
+
+
+def pearson(x: ArrayLike, y: ArrayLike) -> float:
+    """Pearson's correlation of two columns; 0 where one of the two does not vary."""
+    x, y = np.asarray(x, float), np.asarray(y, float)
+    if x.std() == 0 or y.std() == 0:
+        return 0.0
+    return float(np.clip(np.corrcoef(x, y)[0, 1], -1.0, 1.0))
+
+
+def spearman(x: ArrayLike, y: ArrayLike) -> float:
+    """Pearson's correlation of the ranks; equal values share the mean of their ranks."""
+    return pearson(scipy.stats.rankdata(x), scipy.stats.rankdata(y))
+
+
+def fisher_interval(correlation: float, n: int, *, of_ranks: bool = False) -> tuple[float, float]:
+    """95% interval of a correlation: tanh(artanh r -+ 1.96 s / sqrt(n - 3)); all of it for n = 3.
+
+    s = 1 (R. A. Fisher, Metron 1, 1921), or sqrt(1 + r^2 / 2) for that of ranks (Bonett and Wright,
+    Psychometrika 65, 2000).
+    """
+    if n <= 3:
+        return -1.0, 1.0
+    centre = math.atanh(min(max(correlation, -1 + 1e-12), 1 - 1e-12))
+    half = 1.959964 * math.sqrt((1 + correlation**2 / 2 if of_ranks else 1) / (n - 3))
+    ends = math.tanh(centre - half), math.tanh(centre + half)
+    return min(correlation, ends[0]), max(correlation, ends[1])
 
 
 def mcnemar_p_value(first: Sequence[bool], second: Sequence[bool]) -> float:

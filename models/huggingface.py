@@ -155,6 +155,11 @@ def save(
         raise DataError(
             f"a checkpoint is written to a new folder; {path} exists. Name another one."
         )
+    if model.config.num_attributes:
+        raise ValueError(
+            "a folder of transformers has no place for a reward head; got a model of "
+            f"{model.config.num_attributes} attributes. Keep it as a checkpoint."
+        )
     config, trunk = _with_plain_embeddings(model.config, params["trunk"])
     family, raw = families.of_config(config)
     dtype = dtype or str(trunk["embedding"].dtype)

@@ -27,7 +27,8 @@ class ModelOutputs:
     """Row t speaks of the text up to and including token t.
 
     logits: `[..., V]` float32, of the next token. value_logits: `[...]` float32.
-    hidden: `[..., D]`. reward: None here; reward models fill it.
+    hidden: `[..., D]`. reward: `[..., A]` float32, attributes of the text (`data.attributes`); None
+    without a reward head.
     """
 
     logits: Leaf
@@ -74,8 +75,13 @@ class LanguageModel:
         return one, View(positions=one, age=causal_age(1))
 
     def _apply(self, params: Params, *args, **kwargs) -> tuple[ModelOutputs, tuple]:
-        hidden, logits, value_logits, owns = self.network.apply({"params": params}, *args, **kwargs)
-        return ModelOutputs(logits=logits, value_logits=value_logits, hidden=hidden), owns
+        hidden, logits, value_logits, reward, owns = self.network.apply(
+            {"params": params}, *args, **kwargs
+        )
+        outputs = ModelOutputs(
+            logits=logits, value_logits=value_logits, hidden=hidden, reward=reward
+        )
+        return outputs, owns
 
     def _sequence(self, params, tokens, segment_ids, positions, **kwargs):
         """A batch of whole texts is one lane without a prefix."""

@@ -72,6 +72,8 @@ class Split:
     """The same of the frozen ones; None: all are trained."""
     join: Callable[[Params, Params | None], Params]
     """(trained, frozen) -> the parameters that the model reads."""
+    freeze: Callable[[Params], Params] | None = None
+    """Parameters to begin with -> the frozen ones."""
 
 
 def split(model: LanguageModel, config: LoraConfig | None) -> Split:
@@ -97,6 +99,7 @@ def split(model: LanguageModel, config: LoraConfig | None) -> Split:
         boxed={"adapters": boxed_adapters, **_heads(boxed)},
         boxed_frozen={"trunk": _quantized_boxes(boxed["trunk"], config)},
         join=lambda trained, frozen: join(trained, frozen, config),
+        freeze=lambda params: frozen_params(params, config),
     )
 
 

@@ -1,4 +1,4 @@
-"""The network: tokens of B rows and R lanes -> hidden states, next-token logits and values."""
+"""The network: tokens of B rows and R lanes -> hidden states, logits, values and rewards."""
 
 import dataclasses
 
@@ -69,6 +69,8 @@ class TransformerConfig:
     """Multiply embeddings by the root of the width, so that tied ones start at size 1."""
     value_head_width: int = 64
     """Hidden units of the value head."""
+    num_attributes: int = 0
+    """Outputs of the reward head, 5 or 9 (`data.attributes`); 0: the model has none."""
     dtype: str = "float32"
     """Of activations; parameters, attention scores, logits and values are float32."""
     remat: bool = False
@@ -186,16 +188,22 @@ class Trunk(nn.Module):
 
 
 class Network(nn.Module):
-    """Policy network under "trunk", value head under "value_head": each has its own optimizer."""
+    """Policy network under "trunk", value head under "value_head": each has its own optimizer.
+
+    A reward model has a "reward_head" too, which learns with its trunk.
+    """
 
     config: TransformerConfig
 
     def setup(self):
         self.trunk = Trunk(self.config)
         self.value_head = heads.ValueHead(self.config.value_head_width)
+        if self.config.num_attributes:
+            self.reward_head = heads.RewardHead(self.config.num_attributes)
 
     def __call__(self, *args, stop_value_gradient: bool = False, **kwargs):
         hidden, logits, owns = self.trunk(*args, **kwargs)
         state = jax.lax.stop_gradient(hidden) if stop_value_gradient else hidden
         value_logits = self.value_head(state)
-        return hidden, logits, value_logits, owns
+        reward = self.reward_head(hidden) if self.config.num_attributes else None
+        return hidden, logits, value_logits, reward, owns

@@ -51,9 +51,14 @@ class Metadata:
     lora: LoraConfig | None = None
     """How adapters are joined to their base; None: the parameters are whole."""
     base_path: str | None = None
-    """Checkpoint of that base, seen from the folder that holds the one with the adapters."""
+    """Checkpoint of that base, or of the reference of a preference loss, seen from the folder that
+    holds this one."""
     base_fingerprint: str | None = None
     """`params_fingerprint` of that base."""
+    template: str | None = None
+    """How chats are written for it (`data.chat`); None: not known."""
+    reward_pool: str | None = None
+    """How rewards are read off (`models.heads.at_end`); None: it is no reward model."""
     schema_version: int = SCHEMA_VERSION
 
 
@@ -148,6 +153,19 @@ def find_step(path: Path | str) -> Path:
             "Give the folder of a finished or interrupted `python -m train` run."
         )
     return folder / str(max(steps))
+
+
+def steps_of(path: Path | str) -> list[Path]:
+    """All checkpoints of a run, or the one that `path` is; the oldest first.
+
+    Raises:
+      DataError: there is none.
+    """
+    newest = find_step(path)
+    if newest == Path(path).absolute():
+        return [newest]
+    steps = ocp.utils.checkpoint_steps(newest.parent)
+    return [newest.parent / str(step) for step in sorted(steps)]
 
 
 def name_step(path: Path | str) -> str:

@@ -16,7 +16,7 @@ from typing import Any
 from train.errors import ConfigError
 
 # A file may name only our own classes: reading JSON must never import anything else.
-PACKAGES = ("configs", "data", "evaluation", "kernels", "models", "search", "train")
+PACKAGES = ("configs", "data", "evaluation", "kernels", "models", "search", "synthesis", "train")
 
 
 def encode(config: Any, path: str = "config") -> Any:

@@ -18,9 +18,10 @@ from data import documents
 from data.tokenizer import Tokenizer, load_tokenizer
 from models import lora, sharding
 from models.language_model import LanguageModel
-from train import checkpoints, metrics, optimizers, recipes
+from train import checkpoints, metrics, optimizers, recipes, reference
 from train import step as steps
 from train.errors import ConfigError
+from train.recipe import Recipe
 from train.stopping import StopFlag
 
 if TYPE_CHECKING:
@@ -35,7 +36,7 @@ class Setup:
 
     model: LanguageModel
     tokenizer: Tokenizer
-    recipe: recipes.Recipe
+    recipe: Recipe
     split: lora.Split
     """Which parameters are trained."""
     mesh: Mesh
@@ -68,6 +69,9 @@ def set_up(experiment: Experiment) -> Setup:
         raise ConfigError(str(error)) from error
     _check(experiment, tokenizer, mesh)
     recipe = recipes.RECIPES[experiment.recipe](experiment, model, tokenizer)
+    if recipe.needs_reference:
+        split = reference.with_frozen_copy(split)
+        _check_begins_somewhere(experiment)
     optimizer = optimizers.make_optimizer(experiment.optimizers, experiment.train_steps)
 
     abstract_state = jax.eval_shape(
@@ -95,6 +99,8 @@ def set_up(experiment: Experiment) -> Setup:
             longest_text_tokens=_longest_text(experiment),
             has_trained_value=_trains_value(experiment),
             lora=experiment.lora,
+            template=recipe.template,
+            reward_pool=recipe.reward_pool,
         ),
     )
 
@@ -147,11 +153,10 @@ def run(
     batches = setup.recipe.batches()
     saved_in, metadata = folder / "checkpoints", setup.metadata
     base: Any = None
-    if experiment.lora is not None:
-        base = _initial_params(
-            experiment, setup
-        )  # read by every step, and in no checkpoint of this run
-        assert experiment.initial_checkpoint is not None  # `_check` has refused it
+    if setup.split.freeze is not None:
+        # Read by every step, and in no checkpoint of this run.
+        base = _initial_params(experiment, setup)
+        assert experiment.initial_checkpoint is not None  # `set_up` has refused it
         metadata = checkpoints.with_base(metadata, saved_in, experiment.initial_checkpoint, base)
     with checkpoints.Checkpoints(
         saved_in, metadata, keep_checkpoints=experiment.keep_checkpoints
@@ -167,8 +172,8 @@ def run(
         else:
             state = saved.restore(setup.abstract_state, batches)
             console.print(f"continuing at step {start_step}", highlight=False)
-        if experiment.lora is not None:
-            base = lora.frozen_params(base, experiment.lora)
+        if setup.split.freeze is not None:
+            base = setup.split.freeze(base)
             state = dataclasses.replace(state, frozen=jax.device_put(base, setup.shardings.frozen))
             base = None  # else a second copy stays on a device
         with (
@@ -193,7 +198,7 @@ def _train(
 ) -> None:
     train_step = setup.jit_train_step()
     put = _put_on(setup.mesh)
-    validate = _validation(experiment, setup, _put_on(setup.mesh))  # of text, whatever is trained
+    validate = _validation(experiment, setup)
     step = int(state.step)
     running: tuple[int, steps.Metrics] | None = None  # dispatched, its metrics not yet fetched
 
@@ -205,6 +210,7 @@ def _train(
         (done, on_device), running = running, None
         values = {name: float(value) for name, value in jax.device_get(on_device).items()}
         _refuse_divergence(done, values, experiment, saved.latest_step)
+        _refuse_silent_failure(done, values, setup.recipe)
         speed = progress.update(done, values["loss"], values["num_tokens"])
         if done % experiment.log_every_steps == 0 or done == experiment.train_steps:
             log.write(done, values, tokens_per_second=speed)
@@ -255,6 +261,8 @@ def _initial_params(experiment: Experiment, setup: Setup) -> Any:
     assert experiment.initial_checkpoint is not None
     config, tokenizer, params = checkpoints.load_params(experiment.initial_checkpoint)
     fingerprint = load_tokenizer(tokenizer).fingerprint
+    if experiment.recipe == "reward" and not config.num_attributes:  # the head is new
+        config = dataclasses.replace(config, num_attributes=experiment.model.num_attributes)
     if config != experiment.model or fingerprint != setup.tokenizer.fingerprint:
         raise ConfigError(
             "initial_checkpoint must have the model and tokenizer of this run; "
@@ -280,33 +288,55 @@ def _put_on(mesh: Mesh) -> Callable[[steps.Batch], steps.Batch]:
 
 
 def _validation(
-    experiment: Experiment, setup: Setup, put: Callable
+    experiment: Experiment, setup: Setup
 ) -> Callable[[steps.TrainState, StopFlag], dict[str, float] | None] | None:
-    """Held-out next-token loss, on the same batches every time; None without sources for it."""
-    if not experiment.validation_sources:
+    """Means of the held-out metrics, over the same batches every time; None without any."""
+    held_out: list[tuple[Any, steps.LossFn]] = []
+    if experiment.validation_sources:
+        corpus = documents.load(
+            experiment.validation_sources,
+            setup.tokenizer,
+            sequence_length_tokens=experiment.sequence_length_tokens,
+        )
+        batches = recipes.text_batches(corpus, experiment.batch_size, seed=0)
+        held_out.append((batches, recipes.next_token_loss(setup.model)))
+    if setup.recipe.held_out is not None:
+        held_out.append((setup.recipe.held_out, setup.recipe.loss_fn))
+    if not held_out:
         return None
-    corpus = documents.load(
-        experiment.validation_sources,
-        setup.tokenizer,
-        sequence_length_tokens=experiment.sequence_length_tokens,
-    )
-    batches = recipes.text_batches(corpus, experiment.batch_size, seed=0)
-    next_token_loss = recipes.next_token_loss(setup.model)
 
-    @jax.jit
-    def loss_fn(params, frozen, batch):
-        return next_token_loss(setup.split.join(params, frozen), batch, jax.random.key(0))[0]
+    def metrics_of(loss_fn: steps.LossFn) -> Callable:
+        return jax.jit(
+            lambda params, frozen, batch: loss_fn(
+                setup.split.join(params, frozen), batch, jax.random.key(0)
+            )[1]
+        )
+
+    parts = [(batches, metrics_of(loss_fn), _put_on(setup.mesh)) for batches, loss_fn in held_out]
 
     def validate(state: steps.TrainState, stop: StopFlag) -> dict[str, float] | None:
-        losses = []
-        for _, batch in zip(range(experiment.eval_batches), batches, strict=False):
-            if stop.requested:
-                return None
-            losses.append(loss_fn(state.params, state.frozen, put(batch)))
-        loss = float(np.mean(jax.device_get(losses)))
-        return {f"{metrics.VALIDATION_PREFIX}text_loss_nats_per_token": loss}
+        means: dict[str, float] = {}
+        for batches, measure, put in parts:
+            measured = []
+            for _, batch in zip(range(experiment.eval_batches), batches, strict=False):
+                if stop.requested:
+                    return None
+                measured.append(measure(state.params, state.frozen, put(batch)))
+            measured = jax.device_get(measured)
+            for name in sorted(set(measured[0]) - {"num_tokens"}):
+                mean = float(np.mean([values[name] for values in measured]))
+                means[f"{metrics.VALIDATION_PREFIX}{name}"] = mean
+        return means
 
     return validate
+
+
+def _check_begins_somewhere(experiment: Experiment) -> None:
+    if experiment.initial_checkpoint is None:
+        raise ConfigError(
+            "a preference loss compares with the model that the run began with; got none. Set "
+            "--initial-checkpoint to the run folder or checkpoint of a fine-tuned model."
+        )
 
 
 def _check(experiment: Experiment, tokenizer: Tokenizer, mesh: Mesh) -> None:
@@ -347,6 +377,15 @@ def _refuse_divergence(
             f"(now {rates.policy.peak_learning_rate}) or optimizers.value.peak_learning_rate (now "
             f"{rates.value.peak_learning_rate}), raise their warmup_steps, or lower clip_norm."
         )
+
+
+def _refuse_silent_failure(step: int, values: dict[str, float], recipe: Recipe) -> None:
+    for name, floor in recipe.floors.items():
+        if not values[name] > floor:
+            raise ConfigError(
+                f"{name} must stay above {floor}; at step {step} it is {values[name]}: the outputs "
+                "of this batch are all alike. Lower the learning rate, or look at the data."
+            )
 
 
 def _line(start: str, values: dict[str, float]) -> str:

@@ -20,7 +20,12 @@ Params = dict[str, Any]
 
 # Who owns which top-level entry of the parameters. A new head is added here, or `label_parameters`
 # refuses it: a parameter that no optimizer owns would silently never be trained.
-OWNERS = {"trunk": "policy", "adapters": "policy", "value_head": "value"}
+OWNERS = {
+    "trunk": "policy",
+    "adapters": "policy",
+    "reward_head": "policy",
+    "value_head": "value",
+}
 
 # Decay pulls matrices towards zero. It leaves alone the scales of norms and biases (they set a
 # level, not a function) and embeddings (a rare token would shrink at every step it is not seen).

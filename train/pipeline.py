@@ -50,7 +50,7 @@ class Stage:
     name: str
     """Lower-case letters, digits and underscores; names its folder and its overrides."""
     command: str
-    """Which of our commands runs: train, search, evaluation or scoring."""
+    """Which of our commands runs: tokenizer, train, search, evaluation, scoring or rewards."""
     config: Any
     """The config of that command."""
     expected_seconds: float = 0.0

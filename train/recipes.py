@@ -1,7 +1,7 @@
 """What a run learns from: a recipe is batches and a loss. The loop is the same for all."""
 
 import dataclasses
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,11 +11,15 @@ import jax.numpy as jnp
 from jaxtyping import Array
 
 from data import documents, hybrid
+from data.chat import TemplateName
+from data.chat_sources import ChatSource
 from data.tokenizer import Tokenizer
 from models.language_model import LanguageModel
+from train import alignment
 from train.losses import search
 from train.losses.next_token import next_token
 from train.optimizers import Params
+from train.recipe import Recipe
 from train.step import Batch, LossFn, Metrics
 
 
@@ -31,17 +35,6 @@ class LossWeights:
     """Next-token loss on the text sources."""
 
 
-@dataclass(frozen=True, kw_only=True)
-class Recipe:
-    """Batches and loss of one run."""
-
-    batches: Callable[[], grain.DatasetIterator]
-    """Starts the endless batches from the first; the iterator can be saved and restored."""
-    loss_fn: LossFn
-    data_hash: str
-    """Hash of all data that training can see."""
-
-
 def next_token_recipe(experiment: Any, model: LanguageModel, tokenizer: Tokenizer) -> Recipe:
     """Language modelling on a mixture of text sources."""
     corpus = documents.load(
@@ -51,7 +44,14 @@ def next_token_recipe(experiment: Any, model: LanguageModel, tokenizer: Tokenize
         batches=lambda: iter(text_batches(corpus, experiment.batch_size, experiment.seed)),
         loss_fn=next_token_loss(model),
         data_hash=corpus.fingerprint,
+        template=_template(experiment.sources),
     )
+
+
+def _template(sources: Sequence[Any]) -> TemplateName | None:
+    """The template of all chats among the sources; None without chats, or with several."""
+    templates = {source.template for source in sources if isinstance(source, ChatSource)}
+    return templates.pop() if len(templates) == 1 else None
 
 
 def hybrid_recipe(experiment: Any, model: LanguageModel, tokenizer: Tokenizer) -> Recipe:
@@ -90,6 +90,8 @@ def hybrid_recipe(experiment: Any, model: LanguageModel, tokenizer: Tokenizer) -
 RECIPES: Mapping[str, Callable[[Any, LanguageModel, Tokenizer], Recipe]] = {
     "next_token": next_token_recipe,
     "hybrid": hybrid_recipe,
+    "preference": alignment.preference_recipe,
+    "reward": alignment.reward_recipe,
 }
 
 

@@ -1,0 +1,1 @@
+"""Data that models make for models: labels, answers at requested attributes, preferences."""
