@@ -4,9 +4,10 @@ scores.png: models on held-out text, by order, bytes of state or length.
 """
 
 import functools
-from collections.abc import Sequence
+import math
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import matplotlib
 from matplotlib.figure import Figure
@@ -239,3 +240,30 @@ def _draw_bars(axes, rows: Sequence["Row"]) -> None:
     axes.set_yticks(places, [row.method for row in rows])
     axes.invert_yaxis()
     axes.spines[["top", "right"]].set_visible(False)
+
+
+# ------------------------------------------------------------------------ scores by category
+
+
+def radar(scores: Mapping[str, Mapping[str, float]], path: Path, *, highest: float = 10.0) -> None:
+    """Draws a line per model around the categories, from 0 in the middle to `highest`.
+
+    scores: model -> category -> mean grade; all have the categories of the first.
+    """
+    categories = list(next(iter(scores.values())))
+    angles = [2 * math.pi * n / len(categories) for n in range(len(categories))]
+    figure = Figure(figsize=(6.4, 5.6), layout="constrained")
+    axes: Any = figure.add_subplot(projection="polar")
+    axes.set_theta_offset(math.pi / 2)
+    axes.set_theta_direction(-1)
+    for (color, marker), (name, by_category) in zip(_cycle(STYLES), scores.items()):
+        around = [by_category[category] for category in categories]
+        axes.plot(
+            [*angles, angles[0]], [*around, around[0]], color=color, marker=marker, label=name
+        )
+        axes.fill(angles, around, color=color, alpha=0.08)
+    axes.set_xticks(angles, categories)
+    axes.set_ylim(0, highest)
+    axes.grid(color="#DDDDDD", linewidth=0.8)
+    axes.legend(frameon=False, fontsize=9, loc="upper left", bbox_to_anchor=(-0.25, 1.12))
+    figure.savefig(path, dpi=130, metadata={"Software": None})

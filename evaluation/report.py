@@ -32,7 +32,11 @@ SCHEMA_VERSION = 1
 LOSS = "nats per token"
 TOKEN_ACCURACY = "token accuracy"
 DOCUMENT_ACCURACY = "document accuracy"
-ACCURACIES = ("accuracy", TOKEN_ACCURACY, DOCUMENT_ACCURACY)
+
+
+def is_share(metric: str) -> bool:
+    """Whether a metric is a share of what is asked, 0 to 1 and written in percent."""
+    return metric.endswith("accuracy")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -61,7 +65,7 @@ class Row:
 
     def __post_init__(self):
         _check_types(self)
-        if not 0 <= self.low <= self.score <= self.high <= 1 and self.metric in ACCURACIES:
+        if not 0 <= self.low <= self.score <= self.high <= 1 and is_share(self.metric):
             raise DataError(
                 "an accuracy lies inside its interval, and that in 0..1; got "
                 f"{self.low} <= {self.score} <= {self.high}. Correct the row."
@@ -316,11 +320,11 @@ def _metric_title(report: Report) -> str:
 
 
 def _score(row: Row) -> str:
-    return f"{row.score:.1%}" if row.metric in ACCURACIES else f"{row.score:.4f}"
+    return f"{row.score:.1%}" if is_share(row.metric) else f"{row.score:.4f}"
 
 
 def _interval(row: Row) -> str:
-    if row.metric in ACCURACIES:
+    if is_share(row.metric):
         return f"{100 * row.low:.0f}–{100 * row.high:.0f}"
     return f"{row.low:.4f} to {row.high:.4f}"
 
