@@ -338,12 +338,16 @@ def make_rows(
     task: Task,
     samples: Sequence[Sample],
     *,
+    file: str,
     stage: str,
     method: str,
     settings: dict[str, Any],
     **fields: Any,
 ) -> list[report.Row]:
-    """One row per metric, over all questions; means by category are in its settings."""
+    """One row per metric, over all questions; means by category are in its settings.
+
+    file: name of the samples.
+    """
     seconds = [sample.seconds for sample in samples if sample.seconds is not None]
     categories: dict[str, list[Sample]] = {}
     for sample in samples:
@@ -369,7 +373,9 @@ def make_rows(
                 n=len(samples),
                 forward_passes_per_problem=sum(sample.tokens for sample in samples) / len(samples),
                 seconds_per_problem=sum(seconds) / len(seconds) if seconds else None,
-                settings=settings | ({"by_category": by_category} if by_category else {}),
+                settings=settings
+                | {"samples": [file, metric]}
+                | ({"by_category": by_category} if by_category else {}),
                 **{"simulations": None, "use_oracle": False, "use_value": False} | fields,
             )
         )

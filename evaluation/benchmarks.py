@@ -16,8 +16,7 @@ from evaluation.sampling import BestOfN
 from train import config_json
 from train.errors import ConfigError
 
-MT_BENCH = "mt_bench"
-NAMES = (*tasks.MODULES, MT_BENCH)
+NAMES = (*tasks.MODULES, mt_bench.NAME)
 TOKENS_OF_UNKNOWN_MODEL = 2048  # that a model reads which does not say; as in lm-eval
 
 
@@ -26,7 +25,7 @@ def load(name: str, options: tasks.TaskOptions) -> None:
 
     Raises: as `Task.questions`.
     """
-    if name == MT_BENCH:
+    if name == mt_bench.NAME:
         mt_bench.load_questions(options)
     else:
         tasks.find(name).questions(options)
@@ -39,7 +38,7 @@ def check(names: Sequence[str], methods: Sequence[AnyMethod]) -> None:
       ConfigError: a method that needs to know which texts are right or equal.
     """
     for name in names:
-        if name != MT_BENCH and tasks.find(name).kind != "write":
+        if name != mt_bench.NAME and tasks.find(name).kind != "write":
             continue
         for method in methods:
             is_oracle = isinstance(method, Search) and method.search.use_oracle
@@ -72,7 +71,7 @@ def run(
     """The rows of one task. `players`: `evaluation.run.Players`."""
     player_of = functools.partial(players, "trained")
     rows: list[report.Row] = []
-    if name == MT_BENCH:
+    if name == mt_bench.NAME:
         longest = options.max_new_tokens or mt_bench.MAX_NEW_TOKENS
         for method in methods:
             rows += mt_bench.run(
@@ -81,7 +80,7 @@ def run(
                 of_length(method, longest),
                 player_of,
                 players.load,
-                run_folder / MT_BENCH,
+                run_folder / mt_bench.NAME,
                 model_id=f"{model_id}-{method.name}" if len(methods) > 1 else model_id,
                 batch_size=batch_size,
                 stage=stage,
@@ -116,7 +115,12 @@ def _of_task(
     if task.kind != "write":
         samples = asking.ask(task, options, player_of, folder / f"{task.name}.jsonl", **asked)
         return asking.make_rows(
-            task, samples, stage=stage, method=asking.LIKELIHOOD, settings=settings
+            task,
+            samples,
+            file=task.name,
+            stage=stage,
+            method=asking.LIKELIHOOD,
+            settings=settings,
         )
     rows: list[report.Row] = []
     longest = options.max_new_tokens or task.max_new_tokens
@@ -130,6 +134,7 @@ def _of_task(
         rows += asking.make_rows(
             task,
             samples,
+            file=path.stem,
             stage=stage,
             method=method.title,
             settings=settings | {"method": config_json.encode(method)},

@@ -35,6 +35,7 @@ from evaluation.tasks import TaskOptions
 from models import generate
 from train import config_json
 
+NAME = "mt_bench"
 FOLDER = "eval/mt_bench"
 QUESTIONS, REFERENCES = "question.jsonl", "reference_answer/gpt-4.jsonl"
 JUDGE_PROMPTS = "judge_prompts.jsonl"
@@ -99,7 +100,10 @@ def run(
         folder / "model_judgment" / f"{judge_config.name}_single.jsonl",
         model_id=model_id, stop=stop,
     )  # fmt: skip
-    rows = score_rows(questions, judgments, method=method.title, stage=stage, settings=settings)
+    rows = score_rows(
+        questions, judgments, file=f"{judge_config.name}_single", method=method.title, stage=stage,
+        settings=settings,
+    )  # fmt: skip
     plots.radar({model_id: category_scores(rows)}, folder / "radar.png")
     return rows
 
@@ -300,6 +304,7 @@ def score_rows(
     questions: Sequence[Row],
     judgments: Sequence[Row],
     *,
+    file: str,
     method: str,
     stage: str,
     settings: dict[str, Any],
@@ -310,7 +315,7 @@ def score_rows(
     category = {question["question_id"]: question["category"] for question in questions}
     judged = [row for row in judgments if row["question_id"] in category]
 
-    def row(split: str, metric: str, some: Sequence[Row]) -> report.Row:
+    def row(split: str, metric: str, some: Sequence[Row], samples: Sequence[str]) -> report.Row:
         grades = [float(each["score"]) for each in some if each["score"] != judges.FAILED]
         score, low, high = statistics.estimate(grades) if grades else (0.0, 0.0, 0.0)
         if set(grades) <= {0.0, 1.0}:  # which are no shares here
@@ -332,19 +337,25 @@ def score_rows(
             seconds_per_problem=None,
             settings=settings
             | {
+                "samples": list(samples),
                 "failed": len(some) - len(grades),
                 "asked_again": sum(each.get("attempts", 1) > 1 for each in some),
             },
         )
 
-    rows = [row(ALL, SCORE, judged)]
+    rows = [row(ALL, SCORE, judged, (file, SCORE))]
     for turn in (1, 2):
-        some = [each for each in judged if each["turn"] == turn]
-        rows.append(row(ALL, f"{SCORE}, turn {turn}", some))
+        some, metric = [each for each in judged if each["turn"] == turn], fields(turn)[1]
+        rows.append(row(ALL, metric, some, (file, metric)))
     for name in dict.fromkeys(category.values()):
         some = [each for each in judged if category[each["question_id"]] == name]
-        rows.append(row(name, SCORE, some))
+        rows.append(row(name, SCORE, some, ("", "")))
     return rows
+
+
+def fields(turn: int) -> tuple[str, str]:
+    """The metrics that a grade of a turn goes into."""
+    return SCORE, f"{SCORE}, turn {turn}"
 
 
 def category_scores(rows: Sequence[report.Row]) -> dict[str, float]:

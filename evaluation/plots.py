@@ -242,7 +242,34 @@ def _draw_bars(axes, rows: Sequence["Row"]) -> None:
     axes.spines[["top", "right"]].set_visible(False)
 
 
-# ------------------------------------------------------------------------ scores by category
+# ------------------------------------------------------------------------- several models
+
+
+def side_by_side(rows: Sequence["Row"], path: Path) -> None:
+    """Draws a panel per task and metric, with a point and its interval per row, named by stage."""
+    panels = list(dict.fromkeys((row.task, row.metric) for row in rows))
+    heights = [len(_of_panel(rows, panel)) for panel in panels]
+    figure = Figure(figsize=(8.0, 0.8 * len(panels) + 0.28 * sum(heights)), layout="constrained")
+    grid = figure.subplots(len(panels), 1, squeeze=False, height_ratios=[n + 1 for n in heights])
+    stages = list(dict.fromkeys(row.stage for row in rows))
+    for axes, panel in zip(grid[:, 0], panels):
+        shown = _of_panel(rows, panel)
+        for place, row in enumerate(shown):
+            color, marker = STYLES[stages.index(row.stage) % len(STYLES)]
+            error = [[row.score - row.low], [row.high - row.score]]
+            axes.errorbar(row.score, place, xerr=error, color=color, marker=marker, capsize=3)
+        names = [f"{row.stage}: {row.name}" + f", {row.split}" * (row.split not in ("test", "all"))
+                 for row in shown]  # fmt: skip
+        axes.set_yticks(range(len(shown)), names, fontsize=8)
+        axes.set_ylim(len(shown) - 0.4, -0.6)
+        axes.set_title(" ".join(panel), fontsize=10, loc="left")
+        axes.spines[["top", "right"]].set_visible(False)
+        axes.grid(axis="x", color="#DDDDDD", linewidth=0.8)
+    figure.savefig(path, dpi=110, metadata={"Software": None})
+
+
+def _of_panel(rows: Sequence["Row"], panel: tuple[str, str]) -> list["Row"]:
+    return [row for row in rows if (row.task, row.metric) == panel]
 
 
 def radar(scores: Mapping[str, Mapping[str, float]], path: Path, *, highest: float = 10.0) -> None:

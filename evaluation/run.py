@@ -347,8 +347,10 @@ def make_rows(method: Method, answers: Sequence[Answer], task: str, stage: str) 
             "forward_passes_per_problem": _mean([a.evaluations for a in answers]),
             "seconds_per_problem": _mean(seconds) if seconds else None,
             "num_samples": _mean([a.num_samples for a in answers]),
+            "field": "correct",
         } | fields
         settings = config_json.encode(method) | {"num_samples": whole.pop("num_samples")}
+        settings["samples"] = [f"{task}-{method.split}-{method.name}", whole.pop("field")]
         return report.Row(
             task=task,
             split=method.split,
@@ -372,7 +374,7 @@ def make_rows(method: Method, answers: Sequence[Answer], task: str, stage: str) 
             passes = _mean(_of_samples(answers, "evaluations_of_one"))
             fields |= {"forward_passes_per_problem": passes, "seconds_per_problem": None}
             fields |= {"num_samples": 1.0}
-        right = _of_samples(answers, RIGHT_BY[choice])
+        right, fields["field"] = _of_samples(answers, RIGHT_BY[choice]), RIGHT_BY[choice]
         is_value, is_checker = choice == "value", choice == "checker"
         rows.append(row(right, use_value=is_value, use_oracle=is_checker, **fields))
     return rows

@@ -24,7 +24,7 @@ def build(kind):
         attention=AttentionConfig(kind=kind),
     )  # fmt: skip
     model = LanguageModel(config)
-    return model, model.init(jax.random.key(0))
+    return model, jax.jit(model.init)(jax.random.key(0))
 
 
 @functools.partial(jax.jit, static_argnums=0)
@@ -69,7 +69,7 @@ def test_likelihoods_are_those_of_texts_read_alone(kind):
     order = rng.permutation(len(requests))
     requests = [requests[n] for n in order]
     model, params = build(kind)
-    found = likelihood.Reader(model, params).score(requests, longest_tokens=200, batch_tokens=300)
+    found = likelihood.Reader(model, params).score(requests, longest_tokens=200)
     prefixes = {batch.prefix for batch in likelihood.plan(requests, longest_tokens=200)}
     assert prefixes == {(), begin}
     for request, got in zip(requests, found, strict=True):
