@@ -1,14 +1,16 @@
 """MMLU by likelihood with a model of 10 million parameters: ours beside lm-eval's transformers.
 
-    python -m benchmarks.mmlu [--fraction 0.02] [--json FILE]   (without the extras hf and eval: ours
-                                                                 alone)
+    python -m benchmarks.mmlu [--fraction 0.02] [--json FILE]
 
-Both sides read one folder with random parameters in float32 and a BPE of 8,192 tokens trained on the
-questions, and are asked the same questions; every measurement is a process of its own, and sides
-take turns. Measured is all that comes after loading (tokens, batches, model), once the programs
-are compiled; ours has the tokens per batch that lm-eval's batch of `--batch-size` texts has on
-average. Printed are medians, their ratio, and what all 14,042 questions would take. The sides must
-agree on every log-likelihood.
+Without the extras hf and eval: ours alone. Both sides read one folder with random parameters in
+float32 and a BPE of 8,192 tokens trained on other questions, and are asked every n-th question;
+every measurement is a process of its own, and sides take turns. Measured is all that comes after
+loading (tokens, batches, model), once the programs are compiled; ours has the tokens per batch that
+lm-eval's batch of `--batch-size` texts has on average. Printed are medians, their ratio, and what
+all 14,042 questions would take. The sides must agree on every log-likelihood.
+
+Then ours alone, on all questions of `--subjects`: without examples, and with `--shots` of them,
+which are read once for a subject.
 """
 
 import dataclasses
@@ -48,6 +50,8 @@ class Benchmark:
     """Texts that lm-eval reads at once."""
     shots: int = 5
     """Worked examples of the measurement with a shared prefix."""
+    subjects: tuple[str, ...] = ("anatomy", "global_facts", "marketing")
+    """All questions of these are asked with and without examples."""
     repeats: int = 1
     """Turns of each side."""
     json: Path | None = None
@@ -86,37 +90,35 @@ def make_folder(config: Benchmark, folder: Path) -> int:
         show_progress=False,
     )
     rows = choices.mmlu_rows()
-    texts = [
-        choices.mmlu_question(row) for s in ("dev", "val") for r in rows[s].values() for row in r
-    ]
-    pieces.train_from_iterator(texts, trainer)
+    others = [row for split in ("dev", "val") for some in rows[split].values() for row in some]
+    pieces.train_from_iterator(map(choices.mmlu_question, others), trainer)
     pieces.save(str(folder / folder_tokenizer.PIECES))
     settings = {
         "bos_token": "<s>", "eos_token": "</s>", "pad_token": "</s>", "model_max_length": 4096,
         "tokenizer_class": "PreTrainedTokenizerFast",
     }  # fmt: skip
     tensor_files.write_json(folder / folder_tokenizer.SETTINGS, settings)
-    trunk = params["trunk"]
-    return sum(
-        x.size for name in trunk for x in jax.tree.leaves(trunk[name]) if name != "embedding"
-    )
+    inner = {name: part for name, part in params["trunk"].items() if name != "embedding"}
+    return sum(leaf.size for leaf in jax.tree.leaves(inner))
 
 
-def questions_of(config: Benchmark, shots: int) -> list[Any]:
-    """Every n-th question."""
+def questions_of(config: Benchmark, side: str) -> list[Any]:
+    """Every n-th question, or all of some subjects."""
     from evaluation import tasks
 
-    every = tasks.find("mmlu").questions(tasks.TaskOptions(shots=shots))
+    if side in ("subjects", "shots"):
+        shots = config.shots if side == "shots" else 0
+        options = tasks.TaskOptions(shots=shots, subjects=config.subjects)
+        return tasks.find("mmlu").questions(options)
+    every = tasks.find("mmlu").questions(tasks.TaskOptions())
     assert len(every) == NUM_QUESTIONS
     return every[:: round(1 / config.fraction)]
 
 
 def measure(config: Benchmark, side: str, folder: str) -> dict[str, Any]:
     """Seconds of one side after a first pass that compiles, and its log-likelihoods."""
-    questions = questions_of(config, config.shots if side == "shots" else 0)
-    run = (
-        _theirs(config, folder, questions) if side == "theirs" else _ours(config, folder, questions)
-    )
+    questions = questions_of(config, side)
+    run = (_theirs if side == "theirs" else _ours)(config, folder, questions)
     started = time.monotonic()
     run()
     first = time.monotonic() - started
@@ -145,10 +147,9 @@ def _ours(config: Benchmark, folder: str, questions: list[Any]):
                 player.tokenizer, question.prompt, question.continuations
             )
         ]
-        tokens = sum(len(request.context) for request in requests) / len(requests)
-        batch_tokens = round(config.batch_size * tokens)
-        if len({len(request.context) > 400 for request in requests}) == 1 and tokens > 400:
-            batch_tokens = likelihood.BATCH_TOKENS  # of what follows the shared prefix
+        # A question is about as long with examples, which are not read again.
+        shown = [len(player.tokenizer.encode(question.shown)) for question in questions]
+        batch_tokens = round(config.batch_size * sum(shown) / len(shown))
         found = reader.score(requests, longest_tokens=4096, batch_tokens=batch_tokens)
         return [each.log_prob for each in found]
 
@@ -174,7 +175,7 @@ def main(config: Benchmark) -> None:
         side, _, folder = config.measure.partition(":")
         print(json.dumps(measure(config, side, folder)))
         return
-    sides = ["ours", *(["theirs"] if HAS_HARNESS else []), "shots"]
+    sides = ["ours", *(["theirs"] if HAS_HARNESS else []), "subjects", "shots"]
     with tempfile.TemporaryDirectory() as place:
         folder = Path(place) / "model"
         parameters = make_folder(config, folder)
@@ -194,6 +195,7 @@ def _in_a_process(config: Benchmark, what: str) -> dict[str, Any]:
     command = [sys.executable, "-m", "benchmarks.mmlu", "--measure", what]
     for field in ("fraction", "width", "num_layers", "vocab_size", "batch_size", "shots"):
         command += [f"--{field.replace('_', '-')}", str(getattr(config, field))]
+    command += ["--subjects", *config.subjects]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     if done.returncode:
         raise RuntimeError(f"{' '.join(command)}:\n{done.stderr}")
@@ -209,6 +211,7 @@ def make_report(
     for side, runs in found.items():
         seconds = statistics.median(run["seconds"] for run in runs)
         rows[side] = {
+            "questions": runs[0]["questions"],
             "seconds": seconds,
             "first_seconds": statistics.median(run["first_seconds"] for run in runs),
             "questions_per_second": runs[0]["questions"] / seconds,
@@ -220,9 +223,8 @@ def make_report(
         "hardware": f"{environment['cpu_model']}, {environment['cpu_cores']} cores",
         "load": loads,
         "parameters_beside_embeddings": parameters,
-        "questions": found["ours"][0]["questions"],
         "rows": rows,
-        "shots_over_ours": rows["shots"]["seconds"] / rows["ours"]["seconds"],
+        "shots_over_none": rows["shots"]["seconds"] / rows["subjects"]["seconds"],
     }
     if "theirs" in found:
         pairs = zip(found["ours"][0]["log_probs"], found["theirs"][0]["log_probs"], strict=True)
@@ -234,7 +236,8 @@ def make_report(
 NAMES = {
     "ours": "ours, 0-shot",
     "theirs": "lm-eval's transformers, 0-shot",
-    "shots": "ours, 5-shot",
+    "subjects": "ours, whole subjects, 0-shot",
+    "shots": "ours, whole subjects, with examples",
 }
 
 
@@ -243,18 +246,18 @@ def table(report: dict[str, Any]) -> str:
     lines = [
         f"`{report['command']}`, commit {report['commit']}, {report['hardware']}, load "
         f"{report['load'][0]:.1f} to {report['load'][1]:.1f}; "
-        f"{report['parameters_beside_embeddings']:,} parameters beside embeddings, "
-        f"{report['questions']} questions.",
+        f"{report['parameters_beside_embeddings']:,} parameters beside embeddings.",
         "",
-        "| side | seconds | with compilation | questions/s | minutes for all 14,042 |",
-        "| --- | ---: | ---: | ---: | ---: |",
+        "| side | questions | seconds | with compilation | questions/s | minutes for all 14,042 |",
+        "| --- | ---: | ---: | ---: | ---: | ---: |",
     ]
     lines += [
-        f"| {NAMES[side]} | {row['seconds']:.1f} | {row['first_seconds']:.1f} | "
-        f"{row['questions_per_second']:.1f} | {row['minutes_for_all']:.1f} |"
+        f"| {NAMES[side]} | {row['questions']} | {row['seconds']:.1f} | "
+        f"{row['first_seconds']:.1f} | {row['questions_per_second']:.1f} | "
+        f"{row['minutes_for_all']:.1f} |"
         for side, row in report["rows"].items()
     ]
-    lines += ["", f"5-shot takes {report['shots_over_ours']:.2f} times as long as 0-shot."]
+    lines += ["", f"Examples take {report['shots_over_none']:.2f} times as long as none."]
     if "theirs_over_ours" in report:
         lines.append(
             f"lm-eval takes {report['theirs_over_ours']:.2f} times as long as ours; the largest "

@@ -78,6 +78,7 @@ def ask(
     method: Method | None = None,
     longest_tokens: int,
     batch_size: int,
+    batch_tokens: int = likelihood.BATCH_TOKENS,
     resume: bool,
     stop: Any,
 ) -> list[Sample]:
@@ -87,7 +88,7 @@ def ask(
       player_of: gives the model; not called where everything is answered.
       method: writes the texts of a "write" task.
       longest_tokens: that the model reads at once.
-      batch_size: questions that are written to at once; others go by `likelihood.BATCH_TOKENS`.
+      batch_size: questions that are written to at once. batch_tokens: of others (`likelihood`).
 
     Raises:
       Preempted: `stop` was requested; finished batches are saved.
@@ -104,7 +105,7 @@ def ask(
             assert method is not None
             answered = _written(task, options, player, questions, done, method, batch_size)
         else:
-            answered = _read(task, player, questions, done, longest_tokens)
+            answered = _read(task, player, questions, done, longest_tokens, batch_tokens)
         progress = Progress(path.stem, len(done), len(questions))
         path.parent.mkdir(parents=True, exist_ok=True)
         with open(path, "a", encoding="utf-8") as file:
@@ -144,6 +145,7 @@ def _read(
     questions: Sequence[Question],
     done: dict[int, Sample],
     longest_tokens: int,
+    batch_tokens: int,
 ) -> Iterator[list[Answered]]:
     """Of "choose" and "read": questions as requests, each answered once all of its requests are."""
     requests: list[likelihood.Request] = []
@@ -161,7 +163,7 @@ def _read(
             requests += tasks.windows(ids, begin, longest_tokens)
         owner += [number] * (len(requests) - len(owner))
     first_of.append(len(requests))
-    batches = likelihood.plan(requests, longest_tokens=longest_tokens)
+    batches = likelihood.plan(requests, longest_tokens=longest_tokens, batch_tokens=batch_tokens)
     left = [
         batch for batch in batches if any(owner[request] not in done for request in batch.requests)
     ]
