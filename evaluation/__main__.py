@@ -38,7 +38,8 @@ class Options:
 
     tasks: tuple[str, ...] = ("game24",)
     """Problem sets (game24, gsm8k, math500, ...; see data.problems), and mmlu, truthfulqa_mc,
-    perplexity, ifeval, readability, mt_bench (see evaluation.tasks)."""
+    perplexity, ifeval, readability, mt_bench, humaneval (see
+    evaluation.tasks)."""
     method: tuple[MethodName, ...] = ()
     """How texts are written: "greedy", "majority" and "best_of_n" of `samples`, "search" with
     `simulations`. None: those of `table`, or greedy where a task is no problem set."""
@@ -53,6 +54,8 @@ class Options:
     form: Literal["auto", "plain", "chat"] = "auto"
     """How ifeval, readability and mt_bench are put: "plain" as they are, "chat" in the model's own
     template (ChatML where it has none), "auto" in its template if it has one."""
+    allow_code: bool = False
+    """Whether humaneval may run programs that the model wrote."""
     judge: JudgeConfig = JudgeConfig()
     """Who grades the answers of mt_bench."""
     split: str = "test"
@@ -143,6 +146,7 @@ def make_config(checkpoint: str, options: Options) -> evaluation.EvaluationConfi
             subjects=options.subjects,
             text=options.text,
             form=options.form,
+            allow_code=options.allow_code,
             max_new_tokens=options.max_completion_tokens,
         ),
         judge=options.judge,

@@ -228,8 +228,9 @@ def _written(
     batch_size: int,
 ) -> Iterator[list[Answered]]:
     """Of "write": a method plays, questions of like length at once; batches are filled up."""
+    form = "plain" if task.is_plain else options.form
     texts = [
-        put([{"role": "user", "content": question.prompt}], options.form, player.tokenizer)
+        put([{"role": "user", "content": question.prompt}], form, player.tokenizer)
         for question in questions
     ]
     order = sorted(range(len(questions)), key=lambda n: (-len(texts[n]), n))

@@ -10,7 +10,7 @@ import rich
 
 from evaluation import asking, mt_bench, report, tasks
 from evaluation.judges import JudgeConfig
-from evaluation.methods import AnyMethod, Search
+from evaluation.methods import AnyMethod, Greedy, Search
 from evaluation.player import Player
 from evaluation.sampling import BestOfN
 from train import config_json
@@ -145,7 +145,7 @@ def _of_task(
 
 def of_length(method: AnyMethod, longest: int) -> AnyMethod:
     """The method with texts of up to that many tokens."""
-    if hasattr(method, "max_completion_tokens"):
+    if isinstance(method, Greedy | BestOfN):
         return dataclasses.replace(method, max_completion_tokens=longest)
     if isinstance(method, Search):
         action = dataclasses.replace(method.search.action, max_completion_tokens=longest)

@@ -94,7 +94,7 @@ def scores_of(row: dict[str, Any]) -> dict[str, Score]:
     if "scores" not in row:
         return {field: float(row[field]) for field in ANSWER_FIELDS if row.get(field) is not None}
     return {
-        name: tuple(score) if isinstance(score, list) else score  # type: ignore[misc]
+        name: tuple(score) if isinstance(score, list) else score
         for name, score in row["scores"].items()
     }
 
@@ -171,10 +171,10 @@ def table(runs: Sequence[Run], tests: Tests) -> str:
         cells = [row.task, row.metric, row.split, row.name, str(row.n)]
         for run, rows in zip(runs, by_place, strict=True):
             found, test = rows.get(place), tests.get((run.name, place))
-            text = ""
+            cell = ""
             if found is not None:
-                text = f"{report.score_text(found)} ({report.interval_text(found)})"
-            cells.append(text if test is None else f"{text}, p {report.p_text(test.p_values[0])}")
+                cell = f"{report.score_text(found)} ({report.interval_text(found)})"
+            cells.append(cell if test is None else f"{cell}, p {report.p_text(test.p_values[0])}")
         lines.append(cells)
     text = [f"| {' | '.join(cells)} |" for cells in lines]
     text += [

@@ -21,6 +21,7 @@ from unittest import mock
 
 import datasets
 import jax
+import jax.numpy as jnp
 import lm_eval
 import lm_eval.api.task
 import numpy as np
@@ -36,7 +37,7 @@ from data import files, gsm8k, math500, prompts
 from data.problems import Prompt
 from data.tokenizer import prompt_ids
 from evaluation import benchmarks, choices, likelihood, report, run, tasks
-from evaluation.methods import Method, Search
+from evaluation.methods import AnyMethod, Search
 from evaluation.player import Player, Questions
 from models import generate
 from search.gumbel import SearchConfig
@@ -60,7 +61,7 @@ class HarnessModel(TemplateLM):
         player: Player,
         *,
         longest_tokens: int,
-        method: Method | None = None,
+        method: AnyMethod | None = None,
         batch_size: int = 32,
         seed: int = 0,
     ):
@@ -112,7 +113,7 @@ class HarnessModel(TemplateLM):
         for (texts, _, _), each in zip(requests, found, strict=True):
             if texts is not None:
                 self.cache_hook.add_partial("loglikelihood", texts, tuple(each))
-        return [tuple(each) for each in found]
+        return [(each.log_prob, each.is_greedy) for each in found]
 
     def loglikelihood_rolling(self, requests: list[Any], disable_tqdm: bool = False) -> list[float]:
         windows: list[likelihood.Request] = []
@@ -180,8 +181,8 @@ class HarnessModel(TemplateLM):
             written = generate.generate(
                 self.player.model,
                 self.player.params,
-                tokens,
-                lengths,
+                jnp.asarray(tokens),
+                jnp.asarray(lengths),
                 max_new_tokens=longest,
                 rng_key=keys,
                 stop_tokens=(self.eot_token_id,),

@@ -38,14 +38,21 @@ def require_packages() -> None:
 
 @functools.cache
 def _punkt():
+    """NLTK's algorithm with NLTK's English model, which a package holds."""
     import punkt
+    from nltk.tokenize.punkt import PunktParameters, PunktSentenceTokenizer
 
-    return punkt.load("english")
+    english, model = punkt.load_model("english"), PunktParameters()
+    model.abbrev_types = set(english.abbrev_types)
+    model.collocations = set(map(tuple, english.collocations))
+    model.sent_starters = set(english.sent_starters)
+    model.ortho_context.update({word: int(flags) for word, flags in english.ortho_context.items()})
+    return PunktSentenceTokenizer(model)
 
 
 def sentences(text: str) -> list[str]:
     """Sentences as NLTK's Punkt finds them."""
-    return list(_punkt().tokenize(text))
+    return _punkt().tokenize(text)
 
 
 @functools.cache

@@ -13,6 +13,7 @@ The answers are those to the first turns of MT-bench.
 
 import functools
 import re
+import unicodedata
 from typing import Any
 
 from data import files
@@ -48,7 +49,8 @@ def _dictionary() -> dict[str, int]:
 def syllables(word: str) -> int:
     """Syllables of a word, at least one; of a hyphenated one those of its parts."""
     known = _dictionary()
-    word = word.lower().replace("’", "'")
+    word = unicodedata.normalize("NFKD", word.lower().replace("’", "'"))  # naïve as naive
+    word = "".join([letter for letter in word if not unicodedata.combining(letter)])
     if word in known:
         return max(1, known[word])
     if "-" in word:

@@ -43,6 +43,8 @@ class TaskOptions:
     form: Literal["auto", "plain", "chat"] = "auto"
     """How questions of ifeval, readability and mt_bench are put: "plain" as they are, "chat" in the
     model's own template (ChatML where it has none), "auto" in its template if it has one."""
+    allow_code: bool = False
+    """Whether humaneval may run programs that the model wrote."""
     max_new_tokens: int | None = None
     """Longest text that is written in these; None: what the task says."""
 
@@ -78,7 +80,8 @@ class Task:
     """Questions and a scorer.
 
     score: never raises; the same names for every question.
-    max_new_tokens: of "write". exponential: metrics whose report is exp(mean), as perplexity is.
+    max_new_tokens: of "write". is_plain: of "write", prompts are never put as a chat.
+    exponential: metrics whose report is exp(mean), as perplexity is.
     """
 
     name: str
@@ -87,6 +90,7 @@ class Task:
     score: Callable[[Question, Any], Scores]
     max_new_tokens: int = 256
     exponential: tuple[str, ...] = ()
+    is_plain: bool = False
 
     def questions(self, options: TaskOptions) -> list[Question]:
         """Those that the options ask for.
@@ -108,6 +112,7 @@ MODULES = {
     "perplexity": "evaluation.perplexity",
     "ifeval": "evaluation.ifeval",
     "readability": "evaluation.readability",
+    "humaneval": "evaluation.humaneval",
 }
 
 

@@ -76,7 +76,7 @@ def _rows(folder: Path) -> list[tuple[str, dict[str, Any]]]:
 
 def _of_sample(row: dict[str, Any]) -> dict[str, Any]:
     scores = compare.scores_of(row)
-    response = row.get("completion", row.get("response"))
+    response: Any = row.get("completion", row.get("response"))
     if not isinstance(response, str):  # likelihoods
         response = "\n".join(map(str, response))
     first = next(iter(scores.values()))

@@ -181,7 +181,10 @@ def test_recorded_judgments_give_their_known_scores(tmp_path):
     assert by_name["roleplay", "MT-bench score"].score == pytest.approx(1.5 + 10 % 3)
     assert mt_bench.category_scores(made).keys() == {"writing", "roleplay"}
     with pytest.raises(DataError, match="judgment"):
-        judge(tmp_path, JudgeConfig(kind="recorded", model=f"{mt_bench.FOLDER}/question.jsonl"))
+        judge(
+            tmp_path / "other",
+            JudgeConfig(kind="recorded", model=f"{mt_bench.FOLDER}/question.jsonl"),
+        )
 
 
 @pytest.mark.parametrize(

