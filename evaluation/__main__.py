@@ -119,19 +119,20 @@ def main(argv: list[str]) -> None:
     with load.opened_run(config, dataclasses.replace(flags, command=command)) as (folder, stop):
         path = evaluation.run(config, folder, resume=flags.resume, stop=stop)
     report.show(report.read(path))
-    print(f"report: {path}\nplot:   {path.with_name('accuracy.png')}")
+    print(f"report: {path}\nplot:   {path.with_name(evaluation.plot_of(config)[1])}")
 
 
 def make_config(checkpoint: str, options: Options) -> evaluation.EvaluationConfig:
     """The evaluation that the options ask for."""
     search = options.search
-    if options.max_completion_tokens is not None:
+    is_other = any(task in benchmarks.NAMES for task in options.tasks)
+    names = options.method or (("greedy",) if is_other else ())
+    if options.max_completion_tokens is not None and (not names or "search" in names):
         longest = options.max_completion_tokens
         action = dataclasses.replace(search.action, max_completion_tokens=longest)
         search = dataclasses.replace(search, action=action)
-    is_other = any(task in benchmarks.NAMES for task in options.tasks)
-    if options.method or is_other:
-        methods = named_methods(options, search, options.method or ("greedy",))
+    if names:
+        methods = named_methods(options, search, names)
     else:
         methods = table_methods(options, search)
     return evaluation.EvaluationConfig(
@@ -175,7 +176,7 @@ def named_methods(
     options: Options, search: SearchConfig, names: Sequence[MethodName]
 ) -> tuple[AnyMethod, ...]:
     """The methods of these names, each on its own."""
-    longest = search.action.max_completion_tokens
+    longest = options.max_completion_tokens or search.action.max_completion_tokens
     asked: dict[str, Any] = {"split": options.split, "limit": options.limit}
     sampled = functools.partial(
         BestOfN, match=None, num_samples=options.samples, max_completion_tokens=longest, **asked

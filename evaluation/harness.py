@@ -17,7 +17,6 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
-from unittest import mock
 
 import datasets
 import jax
@@ -189,8 +188,10 @@ class HarnessModel(TemplateLM):
                 **sampling,
             )
             ids, ends = jax.device_get((written.tokens, written.lengths))
+            known = self.player.tokenizer.vocab_size  # logits beyond it say nothing
             for row, number in enumerate(numbers):
-                texts[number] = self.player.tokenizer.decode(ids[row, : ends[row]].tolist())
+                said = [token for token in ids[row, : ends[row]].tolist() if token < known]
+                texts[number] = self.player.tokenizer.decode(said)
         return [texts[n] for n in range(len(contexts))]
 
     def _play(self, contexts: Sequence[str], longest: int) -> list[str]:
@@ -271,8 +272,11 @@ _LOAD_DATASET = datasets.load_dataset
 @contextlib.contextmanager
 def local_datasets() -> Iterator[None]:
     """Inside, tasks of lm-eval read their data from the data folder."""
-    with mock.patch.object(datasets, "load_dataset", local_dataset):
+    datasets.load_dataset = local_dataset
+    try:
         yield
+    finally:
+        datasets.load_dataset = _LOAD_DATASET
 
 
 # ----------------------------------------------------------------------------------- command

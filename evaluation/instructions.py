@@ -67,6 +67,7 @@ def tokens(text: str) -> list[str]:
     return [token for part in sentences(text) for token in _word_tokenizer().tokenize(part)]
 
 
+@functools.lru_cache(maxsize=1024)  # the variants of a response are often the same
 def language(text: str) -> str | None:
     """ISO 639-1 code of the likeliest language; None where there is nothing to tell it by."""
     import langdetect

@@ -100,12 +100,30 @@ def plan(
     batches: list[Batch] = []
     alone: list[Text] = []
     for prefix, contexts in _clusters(sorted(by_context)):
-        texts = [Text(context[len(prefix) :], by_context[context]) for context in contexts]
+        texts = [
+            Text(context[len(prefix) :], some)
+            for context in contexts
+            for some in _split(len(context) - len(prefix), by_context[context], batch_tokens)
+        ]
         if prefix:
             batches += _cut(prefix, texts, batch_tokens)
         else:
             alone += texts
     return [*_cut((), alone, batch_tokens), *batches]
+
+
+def _split(
+    length: int, continuations: dict[int, Tokens], batch_tokens: int
+) -> Iterator[dict[int, Tokens]]:
+    """Continuations of one context of that length in parts that fit into a batch."""
+    part: dict[int, Tokens] = {}
+    for number, continuation in continuations.items():
+        longest = _lane_length(max(len(continuation), *map(len, part.values())) if part else 1)
+        if part and padded(length) + _power_of_two(len(part) + 1) * longest > batch_tokens:
+            yield part
+            part = {}
+        part[number] = continuation
+    yield part
 
 
 def _clusters(contexts: Sequence[Tokens]) -> Iterator[tuple[Tokens, list[Tokens]]]:
@@ -150,7 +168,7 @@ def _cut(prefix: Tokens, texts: list[Text], batch_tokens: int) -> Iterator[Batch
         lanes, longest = 1, 1
         for text in texts:
             new_lanes = max(lanes, _power_of_two(len(text.continuations)))
-            new_longest = max(longest, _power_of_two(text.longest))
+            new_longest = max(longest, _lane_length(text.longest))
             per_text = width + (new_lanes * new_longest if new_longest > 1 else 0)
             if taken and (len(taken) + 1) * per_text > batch_tokens:
                 break
@@ -168,6 +186,11 @@ def padded(length: int) -> int:
     """
     step = max(8, 1 << max(length - 1, 1).bit_length() >> 3)
     return -(-length // step) * step
+
+
+def _lane_length(length: int) -> int:
+    """Of a continuation with its padding."""
+    return _power_of_two(length) if length <= 8 else padded(length)
 
 
 def _power_of_two(n: int) -> int:

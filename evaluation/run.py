@@ -15,7 +15,7 @@ import json
 import math
 import os
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -23,7 +23,7 @@ from typing import Any
 import rich
 
 from data import problems, tokenizer
-from evaluation import benchmarks, paired_tests, report, statistics
+from evaluation import benchmarks, paired_tests, plots, report, statistics
 from evaluation.judges import JudgeConfig
 from evaluation.methods import (
     AnyMethod,
@@ -177,7 +177,16 @@ def run(config: EvaluationConfig, run_folder: Path, /, *, resume: bool, stop) ->
             for first, second in paired_tests.compared_pairs(config.methods)
             for one, other in zip(itertools.cycle(tested[first]), tested[second])
         ]
-    return report.write(run_folder / "report", report.make(rows, run_folder, comparisons))
+    draw, name = plot_of(config)
+    made = report.make(rows, run_folder, comparisons)
+    return report.write(run_folder / "report", made, plot=draw, plot_name=name)
+
+
+def plot_of(config: EvaluationConfig) -> tuple[Callable[..., None], str]:
+    """The plot of an evaluation, and the name of its file."""
+    if any(task in benchmarks.NAMES for task in config.tasks):
+        return plots.side_by_side, "scores.png"
+    return plots.accuracy, "accuracy.png"
 
 
 class Players:

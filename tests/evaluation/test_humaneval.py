@@ -2,6 +2,7 @@
 
 import gzip
 import json
+import socket
 
 import pytest
 
@@ -46,9 +47,16 @@ def test_solutions_pass_and_wrong_ones_fail(data_file):
         ("import os; os.fork()", "failed"),
         ("import subprocess; subprocess.run(['true'], check=True)", "failed"),
         ("open('big', 'wb').write(bytes(2 * 10**6))", "failed"),
-        ("import socket; socket.create_connection(('127.0.0.1', 80), 1)", "failed"),
-        ("import socket; s = socket.socket(); s.bind(('8.8.8.8', 0))", "failed"),
     ],
 )
 def test_what_a_program_may_do(program, verdict):
     assert humaneval.run(program, seconds=1) == verdict
+
+
+def test_a_program_has_no_network():
+    with socket.create_server(("127.0.0.1", 0)) as listening:
+        place = listening.getsockname()
+        socket.create_connection(place, 5).close()
+        program = f"import socket; socket.create_connection({place}, 5)"
+        assert humaneval.run(program) == "failed"
+    assert humaneval.run("import socket; socket.socket()") == "passed"
