@@ -130,6 +130,11 @@ class FolderTokenizer:
             begins = self._backend.encode("a").ids[:1] == [self._id_of("bos_token")]
         return self._id_of("bos_token") if begins else None
 
+    @property
+    def begin_id(self) -> int | None:
+        """Id of "bos_token", whether or not texts begin with it."""
+        return self._id_of("bos_token")
+
     @functools.cached_property
     def eos_id(self) -> int:
         found = self._id_of("eos_token")

@@ -14,7 +14,8 @@ import functools
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from data import gsm8k
+from data import folder_tokenizer, gsm8k
+from data.tokenizer import Tokenizer
 
 if TYPE_CHECKING:
     from data.problems import Problem  # which names the sets in these forms
@@ -149,6 +150,13 @@ def chatml(chat: Sequence[Message], *, add_generation_prompt: bool = True) -> st
     """A chat in ChatML, up to where the assistant begins to speak."""
     turns = [f"<|im_start|>{one['role']}\n{one['content']}<|im_end|>\n" for one in chat]
     return "".join([*turns, "<|im_start|>assistant\n" * add_generation_prompt])
+
+
+def render(text: Tokenizer, chat: Sequence[Message]) -> str:
+    """A chat as the model's own template writes it; in ChatML where the tokenizer has none."""
+    if isinstance(text, folder_tokenizer.FolderTokenizer) and text.chat_template is not None:
+        return text.chat(chat)
+    return chatml(chat)
 
 
 def chat(

@@ -12,10 +12,19 @@ Place = tuple[str, str]  # split and name of a method
 def compared_pairs(methods: Sequence[Method]) -> list[tuple[Place, Place]]:
     """The pairs that are tested.
 
-    Each search that another method matches, against that and against greedy decoding; and what the
-    base model does (or its prior), against the same done by the trained model.
+    Each search that another method matches, against that and against greedy decoding; where nothing
+    matches a search, every method against greedy decoding. And what the base model does (or its
+    prior), against the same done by the trained model.
     """
     pairs: list[tuple[Method, Method]] = []
+    if not any(isinstance(method, Matched) and method.match is not None for method in methods):
+        pairs += [
+            (method, other)
+            for method in methods
+            for other in methods
+            if isinstance(other, Greedy) and not isinstance(method, Greedy)
+            if (method.split, method.limit, method.model) == (other.split, other.limit, other.model)
+        ]
     for method in methods:
         if isinstance(method, Matched) and method.match is not None:
             place = (method.split, method.match)

@@ -26,6 +26,7 @@ ModelRole = Literal["trained", "base", "base_prior"]
 MODEL_TITLES = {"trained": "", "base": ", base model", "base_prior": ", base prior, trained value"}
 MAX_COMPLETION_TOKENS = ActionConfig.max_completion_tokens
 SAMPLES_AT_ONCE = 128
+TOKENS_AT_ONCE = 2**15  # of texts whose values are asked
 
 
 @dataclass(frozen=True)
@@ -83,10 +84,11 @@ class Player:
     def values(self, texts: Sequence[Tokens], width: int) -> list[float]:
         """What the value head says at the end of each text of up to `width` tokens."""
         values: list[float] = []
-        for start in range(0, len(texts), SAMPLES_AT_ONCE):
-            rows = texts[start : start + SAMPLES_AT_ONCE]
-            tokens = np.zeros((SAMPLES_AT_ONCE, width), np.int32)
-            lengths = np.ones(SAMPLES_AT_ONCE, np.int32)
+        at_once = max(1, min(SAMPLES_AT_ONCE, TOKENS_AT_ONCE // width))
+        for start in range(0, len(texts), at_once):
+            rows = texts[start : start + at_once]
+            tokens = np.zeros((at_once, width), np.int32)
+            lengths = np.ones(at_once, np.int32)
             for row, ids in enumerate(rows):
                 tokens[row, : len(ids)], lengths[row] = ids, len(ids)
             at_end = _values_at_end(self.model, self.params, tokens, lengths)

@@ -4,9 +4,10 @@ scores.png: models on held-out text, by order, bytes of state or length.
 """
 
 import functools
-from collections.abc import Sequence
+import math
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import matplotlib
 from matplotlib.figure import Figure
@@ -239,3 +240,61 @@ def _draw_bars(axes, rows: Sequence["Row"]) -> None:
     axes.set_yticks(places, [row.method for row in rows])
     axes.invert_yaxis()
     axes.spines[["top", "right"]].set_visible(False)
+
+
+# ------------------------------------------------------------------------- several models
+
+
+def side_by_side(rows: Sequence["Row"], path: Path) -> None:
+    """Draws a panel per task and metric, with a point and its interval per row, named by stage."""
+    panels = list(dict.fromkeys((row.task, row.metric) for row in rows))
+    heights = [len(_of_panel(rows, panel)) for panel in panels]
+    figure = Figure(figsize=(8.0, 0.8 * len(panels) + 0.28 * sum(heights)), layout="constrained")
+    grid = figure.subplots(len(panels), 1, squeeze=False, height_ratios=[n + 1 for n in heights])
+    stages = list(dict.fromkeys(row.stage for row in rows))
+    for axes, panel in zip(grid[:, 0], panels):
+        shown = _of_panel(rows, panel)
+        for place, row in enumerate(shown):
+            color, marker = STYLES[stages.index(row.stage) % len(STYLES)]
+            error = [[row.score - row.low], [row.high - row.score]]
+            axes.errorbar(row.score, place, xerr=error, color=color, marker=marker, capsize=3)
+        names = [
+            f"{row.stage}: " * bool(row.stage)
+            + row.name
+            + f", {row.split}" * (row.split not in ("test", "all"))
+            for row in shown
+        ]
+        axes.set_yticks(range(len(shown)), names, fontsize=8)
+        axes.set_ylim(len(shown) - 0.4, -0.6)
+        axes.set_title(" ".join(panel), fontsize=10, loc="left")
+        axes.spines[["top", "right"]].set_visible(False)
+        axes.grid(axis="x", color="#DDDDDD", linewidth=0.8)
+    figure.savefig(path, dpi=110, metadata={"Software": None})
+
+
+def _of_panel(rows: Sequence["Row"], panel: tuple[str, str]) -> list["Row"]:
+    return [row for row in rows if (row.task, row.metric) == panel]
+
+
+def radar(scores: Mapping[str, Mapping[str, float]], path: Path, *, highest: float = 10.0) -> None:
+    """Draws a line per model around the categories, from 0 in the middle to `highest`.
+
+    scores: model -> category -> mean grade; all have the categories of the first.
+    """
+    categories = list(next(iter(scores.values())))
+    angles = [2 * math.pi * n / len(categories) for n in range(len(categories))]
+    figure = Figure(figsize=(6.4, 5.6), layout="constrained")
+    axes: Any = figure.add_subplot(projection="polar")
+    axes.set_theta_offset(math.pi / 2)
+    axes.set_theta_direction(-1)
+    for (color, marker), (name, by_category) in zip(_cycle(STYLES), scores.items()):
+        around = [by_category[category] for category in categories]
+        axes.plot(
+            [*angles, angles[0]], [*around, around[0]], color=color, marker=marker, label=name
+        )
+        axes.fill(angles, around, color=color, alpha=0.08)
+    axes.set_xticks(angles, categories)
+    axes.set_ylim(0, highest)
+    axes.grid(color="#DDDDDD", linewidth=0.8)
+    axes.legend(frameon=False, fontsize=9, loc="upper left", bbox_to_anchor=(-0.25, 1.12))
+    figure.savefig(path, dpi=130, metadata={"Software": None})

@@ -32,7 +32,11 @@ SCHEMA_VERSION = 1
 LOSS = "nats per token"
 TOKEN_ACCURACY = "token accuracy"
 DOCUMENT_ACCURACY = "document accuracy"
-ACCURACIES = ("accuracy", TOKEN_ACCURACY, DOCUMENT_ACCURACY)
+
+
+def is_share(metric: str) -> bool:
+    """Whether a metric is a share of what is asked, 0 to 1 and written in percent."""
+    return metric.endswith("accuracy")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -61,7 +65,7 @@ class Row:
 
     def __post_init__(self):
         _check_types(self)
-        if not 0 <= self.low <= self.score <= self.high <= 1 and self.metric in ACCURACIES:
+        if not 0 <= self.low <= self.score <= self.high <= 1 and is_share(self.metric):
             raise DataError(
                 "an accuracy lies inside its interval, and that in 0..1; got "
                 f"{self.low} <= {self.score} <= {self.high}. Correct the row."
@@ -180,8 +184,8 @@ COLUMNS: Columns = {  # title -> cell; also the order
     "texts": lambda row: _num_texts(row),
     "oracle": lambda row: "yes" if row.use_oracle else "",
     "value": lambda row: "yes" if row.use_value else "",
-    "score": lambda row: _score(row),
-    "95% interval": lambda row: _interval(row),
+    "score": lambda row: score_text(row),
+    "95% interval": lambda row: interval_text(row),
     "n": lambda row: str(row.n),
     "forward passes": lambda row: f"{row.forward_passes_per_problem:,.0f}",
     "seconds": lambda row: _seconds(row),
@@ -191,7 +195,7 @@ TERMINAL_COLUMNS: Columns = {
     "split": lambda row: row.split,
     "sims": lambda row: _simulations(row),
     "texts": lambda row: _num_texts(row),
-    "score": lambda row: f"{_score(row)} ({_interval(row)})",
+    "score": lambda row: f"{score_text(row)} ({interval_text(row)})",
     "n": lambda row: str(row.n),
     "passes": lambda row: f"{row.forward_passes_per_problem:,.0f}",
     "seconds": lambda row: _seconds(row),
@@ -263,8 +267,8 @@ def to_csv(report: Report) -> str:
 def one_line(row: Row) -> str:
     """A row for the terminal."""
     return (
-        f"{row.task} {row.split}: {row.name}: {_score(row)} "
-        f"({_interval(row)}) of {row.n}" + f" {row.metric}" * (row.metric != "accuracy")
+        f"{row.task} {row.split}: {row.name}: {score_text(row)} "
+        f"({interval_text(row)}) of {row.n}" + f" {row.metric}" * (row.metric != "accuracy")
     )
 
 
@@ -315,12 +319,14 @@ def _metric_title(report: Report) -> str:
     return metrics.pop() if len(metrics) == 1 else "score"
 
 
-def _score(row: Row) -> str:
-    return f"{row.score:.1%}" if row.metric in ACCURACIES else f"{row.score:.4f}"
+def score_text(row: Row) -> str:
+    """Shares in percent, other numbers with four digits."""
+    return f"{row.score:.1%}" if is_share(row.metric) else f"{row.score:.4f}"
 
 
-def _interval(row: Row) -> str:
-    if row.metric in ACCURACIES:
+def interval_text(row: Row) -> str:
+    """The interval of a row, in its form."""
+    if is_share(row.metric):
         return f"{100 * row.low:.0f}–{100 * row.high:.0f}"
     return f"{row.low:.4f} to {row.high:.4f}"
 
@@ -340,8 +346,13 @@ def _numbers(numbers: Sequence[int]) -> str:
     return ", ".join(map(str, numbers))
 
 
+def p_text(p_value: float) -> str:
+    """A p-value with three digits."""
+    return "< 0.001" if p_value < 0.001 else f"{p_value:.3f}"
+
+
 def _p_values(comparison: Comparison) -> str:
-    return ", ".join("< 0.001" if p < 0.001 else f"{p:.3f}" for p in comparison.p_values)
+    return ", ".join(map(p_text, comparison.p_values))
 
 
 def _seconds(row: Row) -> str:

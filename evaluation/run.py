@@ -1,6 +1,7 @@
 """One evaluation: every method answers its problems, every answer is checked, a report is written.
 
     RUN/samples/TASK-SPLIT-METHOD.jsonl   one answer per line, saved after every batch
+    RUN/samples/TASK[-METHOD].jsonl       of tasks that are no problem sets (evaluation.asking)
     RUN/report/                           report.json, table.md, table.csv, accuracy.png
 
 The report is a function of the samples alone, so an evaluation that was stopped continues with the
@@ -14,7 +15,7 @@ import json
 import math
 import os
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -22,7 +23,8 @@ from typing import Any
 import rich
 
 from data import problems, tokenizer
-from evaluation import paired_tests, report, statistics
+from evaluation import benchmarks, paired_tests, plots, report, statistics
+from evaluation.judges import JudgeConfig
 from evaluation.methods import (
     AnyMethod,
     Attempt,
@@ -36,6 +38,7 @@ from evaluation.methods import (
     Search,
 )
 from evaluation.sampling import PROBLEMS_AT_ONCE, Choice
+from evaluation.tasks import TaskOptions
 from models.language_model import LanguageModel
 from models.paired import PairedModel
 from train import checkpoints, config_json
@@ -51,9 +54,13 @@ class EvaluationConfig:
     base_checkpoint: str | None = None
     """The model before it learned from search, for the methods that compare with it."""
     tasks: tuple[str, ...] = ("game24",)
-    """Names of the problem sets (see data.problems)."""
+    """Names of problem sets (see data.problems) and of other tasks (see evaluation.tasks)."""
     methods: tuple[AnyMethod, ...] = (Greedy(), Search(), BestOfN())
     """What is measured, in this order (see evaluation.standard)."""
+    options: TaskOptions = TaskOptions()
+    """How tasks are put that are no problem sets."""
+    judge: JudgeConfig = JudgeConfig()
+    """Who grades the answers of mt_bench."""
     stage: str = ""
     """What the report calls this model, such as "round 2"."""
     batch_size: int = 50
@@ -65,6 +72,7 @@ class EvaluationConfig:
                 "an evaluation has tasks, methods and a batch size of at least 1; got "
                 f"{self.tasks=}, {len(self.methods)} methods, {self.batch_size=}."
             )
+        benchmarks.check([name for name in self.tasks if name in benchmarks.NAMES], self.methods)
         known: dict[tuple[str, str], Method] = {}
         for method in self.methods:
             place = (method.split, method.name)
@@ -122,10 +130,25 @@ def run(config: EvaluationConfig, run_folder: Path, /, *, resume: bool, stop) ->
       Preempted: `stop` was requested; all finished batches are saved.
       DataError: an unreadable checkpoint. ConfigError: models that do not belong together.
     """
-    players = _Players(config)
+    players = Players(config)
     rows: list[report.Row] = []
     comparisons: list[report.Comparison] = []
     for task in config.tasks:
+        if task in benchmarks.NAMES:
+            rows += benchmarks.run(
+                task,
+                config.options,
+                config.judge,
+                config.methods,
+                players,
+                run_folder,
+                model_id=name_of(config.checkpoint),
+                batch_size=config.batch_size,
+                stage=config.stage,
+                resume=resume,
+                stop=stop,
+            )
+            continue
         answers: dict[tuple[str, str], list[Answer]] = {}
         tested: dict[tuple[str, str], list[Tested]] = {}
         for method in config.methods:
@@ -154,21 +177,39 @@ def run(config: EvaluationConfig, run_folder: Path, /, *, resume: bool, stop) ->
             for first, second in paired_tests.compared_pairs(config.methods)
             for one, other in zip(itertools.cycle(tested[first]), tested[second])
         ]
-    return report.write(run_folder / "report", report.make(rows, run_folder, comparisons))
+    draw, name = plot_of(config)
+    made = report.make(rows, run_folder, comparisons)
+    return report.write(run_folder / "report", made, plot=draw, plot_name=name)
 
 
-class _Players:
+def plot_of(config: EvaluationConfig) -> tuple[Callable[..., None], str]:
+    """The plot of an evaluation, and the name of its file."""
+    if any(task in benchmarks.NAMES for task in config.tasks):
+        return plots.side_by_side, "scores.png"
+    return plots.accuracy, "accuracy.png"
+
+
+class Players:
     """The models of the config by role, each loaded when it is first needed."""
 
     def __init__(self, config: EvaluationConfig):
         # Without a base checkpoint no method asks for it (EvaluationConfig sees to that).
         self._paths = {"trained": config.checkpoint, "base": config.base_checkpoint or ""}
 
+    def load(self, checkpoint: str) -> Player:
+        """Another model, such as a judge."""
+        return load_player(checkpoint)
+
+    @property
+    def longest_tokens(self) -> int | None:
+        """That the trained model reads at once; None where its checkpoint does not say."""
+        step = checkpoints.find_step(self._paths["trained"])
+        return checkpoints.read_metadata(step).longest_text_tokens
+
     @functools.cache  # noqa: B019 (lives as long as one evaluation)
     def __call__(self, role: str) -> Player:
         if role != "base_prior":
-            model_config, name, params = checkpoints.load_params(self._paths[role])
-            return Player(LanguageModel(model_config), params, tokenizer.load_tokenizer(name), name)
+            return load_player(self._paths[role])
         base, trained = self("base"), self("trained")
         if base.tokenizer.fingerprint != trained.tokenizer.fingerprint:
             raise ConfigError(
@@ -182,6 +223,21 @@ class _Players:
             params={"policy": base.params, "value": trained.params},
             num_networks=2,
         )
+
+
+def load_player(checkpoint: str) -> Player:
+    """The model of a run folder, checkpoint or folder of transformers.
+
+    Raises: as `checkpoints.load_params`.
+    """
+    model_config, name, params = checkpoints.load_params(checkpoint)
+    return Player(LanguageModel(model_config), params, tokenizer.load_tokenizer(name), name)
+
+
+def name_of(checkpoint: str) -> str:
+    """runs/tiny -> tiny; runs/circle/stages/04-learn -> circle-04-learn."""
+    skipped = ("runs", "docs", "results", "stages", "checkpoints", "..", ".", "/")
+    return "-".join([part for part in Path(checkpoint).parts if part not in skipped][-3:])
 
 
 def answer_all(
@@ -300,8 +356,10 @@ def make_rows(method: Method, answers: Sequence[Answer], task: str, stage: str) 
             "forward_passes_per_problem": _mean([a.evaluations for a in answers]),
             "seconds_per_problem": _mean(seconds) if seconds else None,
             "num_samples": _mean([a.num_samples for a in answers]),
+            "field": "correct",
         } | fields
         settings = config_json.encode(method) | {"num_samples": whole.pop("num_samples")}
+        settings["samples"] = [f"{task}-{method.split}-{method.name}", whole.pop("field")]
         return report.Row(
             task=task,
             split=method.split,
@@ -325,7 +383,7 @@ def make_rows(method: Method, answers: Sequence[Answer], task: str, stage: str) 
             passes = _mean(_of_samples(answers, "evaluations_of_one"))
             fields |= {"forward_passes_per_problem": passes, "seconds_per_problem": None}
             fields |= {"num_samples": 1.0}
-        right = _of_samples(answers, RIGHT_BY[choice])
+        right, fields["field"] = _of_samples(answers, RIGHT_BY[choice]), RIGHT_BY[choice]
         is_value, is_checker = choice == "value", choice == "checker"
         rows.append(row(right, use_value=is_value, use_oracle=is_checker, **fields))
     return rows

@@ -101,7 +101,9 @@ class BestOfN(Matched):
         return "-".join(["best-of", *(size or ["n"]), *matched]) + drawn
 
     def play(self, player: Player, questions: Questions) -> list[Attempt]:
-        answer_key = problems.answer_key(questions.task)
+        # Texts of other tasks are not right or wrong, and have nothing to vote for.
+        is_vote = "majority" in self.choices
+        answer_key = problems.answer_key(questions.task) if is_vote else lambda text: None
 
         def answer(prompt: problems.Prompt, number: int, budget: float) -> Attempt:
             samples = self._draw(player, prompt, number, budget)

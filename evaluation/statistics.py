@@ -11,6 +11,9 @@ from numpy.typing import ArrayLike
 from data.proportions import wilson_interval
 
 __all__ = [
+    "bootstrap_p_value",
+    "estimate",
+    "exponential",
     "fisher_interval",
     "interval_over_seeds",
     "mcnemar_p_value",
@@ -75,6 +78,90 @@ def fisher_interval(correlation: float, n: int, *, of_ranks: bool = False) -> tu
     half = 1.959964 * math.sqrt((1 + correlation**2 / 2 if of_ranks else 1) / (n - 3))
     ends = math.tanh(centre - half), math.tanh(centre + half)
     return min(correlation, ends[0]), max(correlation, ends[1])
+
+
+def estimate(
+    scores: Sequence[float | tuple[float, float]],
+) -> tuple[float, float, float]:
+    """The mean over questions and its 95% interval: (score, low, high).
+
+    Scores that are all 0 or 1: a share, with Wilson's interval. Other numbers: Student's. Pairs
+    (x, y): the ratio r = sum x / sum y with Student's interval of the linearised mean, whose
+    deviations are (x - r y) / mean y (Cochran, Sampling Techniques, 3rd ed., section 6.4).
+    """
+    n = len(scores)
+    if all(isinstance(score, tuple) for score in scores):
+        pairs = np.array(scores, float)
+        numerator, denominator = pairs[:, 0], pairs[:, 1]
+        if not denominator.sum():
+            return 0.0, 0.0, 0.0
+        score = float(numerator.sum() / denominator.sum())
+        deviations = (numerator - score * denominator) / denominator.mean()
+    else:
+        values = np.array(scores, float)
+        score = math.fsum(values) / n
+        if np.isin(values, (0.0, 1.0)).all():
+            low, high = wilson_interval(math.fsum(values), n)
+            return score, min(low, score), max(high, score)
+        deviations = values - score
+    if n < 2:
+        return score, score, score
+    quantile = float(scipy.special.stdtrit(n - 1, 0.975))
+    half = quantile * math.sqrt(float(np.square(deviations).sum()) / (n - 1) / n)
+    return score, score - half, score + half
+
+
+def exponential(interval: tuple[float, float, float]) -> tuple[float, float, float]:
+    """exp of an estimate and its interval, at most e^700."""
+    score, low, high = (math.exp(min(x, 700.0)) for x in interval)
+    return score, low, high
+
+
+def bootstrap_p_value(
+    first: Sequence[float | tuple[float, float]],
+    second: Sequence[float | tuple[float, float]],
+    *,
+    num_resamples: int = 10_000,
+    seed: int = 0,
+) -> float:
+    """P of a difference at least this large between two methods on the same questions, if equal.
+
+    Paired bootstrap: questions are drawn with replacement, the difference of the two estimates is
+    centred, and p = (1 + number of resamples that are as far from 0) / (1 + num_resamples), two
+    sided (Efron and Tibshirani, An Introduction to the Bootstrap, 1993, section 16.4).
+
+    Args:
+      first, second: the scores of each question, in the same order; numbers or pairs (x, y) as in
+        `estimate`.
+    """
+    if len(first) != len(second):
+        raise ValueError(
+            f"a paired test needs the same questions; got {len(first)} and {len(second)} scores. "
+            "Evaluate both on one set."
+        )
+
+    def parts(scores: Sequence[float | tuple[float, float]]) -> np.ndarray:
+        return np.array([s if isinstance(s, tuple) else (s, 1.0) for s in scores], float)
+
+    ours, theirs = parts(first), parts(second)
+    generator = np.random.default_rng(seed)
+
+    def difference(rows: np.ndarray) -> np.ndarray:
+        """rows: [R, n] question numbers -> [R]."""
+        estimates = []
+        for part in (ours, theirs):
+            sums = part[rows].sum(axis=1)
+            estimates.append(sums[:, 0] / np.where(sums[:, 1] == 0, 1, sums[:, 1]))
+        return estimates[0] - estimates[1]
+
+    n = len(ours)
+    observed = float(difference(np.arange(n)[None])[0])
+    at_once = max(1, 2_000_000 // n)
+    extreme = 0
+    for start in range(0, num_resamples, at_once):
+        drawn = generator.integers(0, n, (min(at_once, num_resamples - start), n))
+        extreme += int((abs(difference(drawn) - observed) >= abs(observed) - 1e-12).sum())
+    return (1 + extreme) / (1 + num_resamples)
 
 
 def mcnemar_p_value(first: Sequence[bool], second: Sequence[bool]) -> float:

@@ -16,7 +16,7 @@ from collections.abc import Iterator
 import jax
 
 from configs import load
-from data import folder_tokenizer, problems, prompts
+from data import problems, prompts
 from data.errors import DataError
 from data.tokenizer import Tokenizer
 from models import generate
@@ -101,10 +101,7 @@ def _put(typed: str, form: str, history: list[prompts.Message], text: Tokenizer)
         return prompts.few_shot(problems.Problem(prompt=prompt, checker=bool)).prompt.text
     if form == "chat":
         instruction, question = prompts.messages(typed)
-        chat = [instruction, *history, question]
-        if isinstance(text, folder_tokenizer.FolderTokenizer) and text.chat_template is not None:
-            return text.chat(chat)
-        return prompts.chatml(chat)
+        return prompts.render(text, [instruction, *history, question])
     return typed + "\n"
 
 

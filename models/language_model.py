@@ -253,6 +253,30 @@ class LanguageModel:
         out = jax.tree.map(lambda x: x[:, :, 0], out)
         return out, caches.Lanes(layers=layers, filled=lanes.filled + 1)
 
+    def read_lanes(
+        self, params: Params, cache: AnyCache, tokens: Int[Array, "B R T"]
+    ) -> ModelOutputs:
+        """Reads T tokens in each of R lanes that begin after a row or path; nothing is kept.
+
+        Outputs `[B, R, T, ...]`: what `branch` says token by token.
+        """
+        length = tokens.shape[2]
+        prefix, path_length = cache, None
+        if isinstance(cache, caches.PathCache):
+            prefix, path_length = cache.prefix, cache.length_of_prefix
+        start = prefix.length[:, None] + (0 if path_length is None else path_length)
+        positions = jnp.repeat(start, tokens.shape[1], axis=1)[..., None] + jnp.arange(length)
+        view = View(
+            positions=positions,
+            age=causal_age(length),
+            prefix_length=prefix.length,
+            path_length=path_length,
+        )
+        out, _ = self._apply(
+            params, tokens.reshape(positions.shape), view, prefix=cache.layers_before_lanes
+        )
+        return jax.tree.map(lambda x: x.reshape(*tokens.shape, *x.shape[3:]), out)
+
     def score_branches(
         self,
         params: Params,

@@ -49,24 +49,29 @@ def page(games: Iterable[SearchRecord], *, title: str, tokenizer: str | None = N
     details = (
         game_details(game, text) for game, text in record_sources.tokenizers_of(played, tokenizer)
     )
-    parts = [_part("index", index)]
+    parts = [part("index", index)]
     for i in itertools.count():
         if not (chunk := list(itertools.islice(details, GAMES_PER_CHUNK))):
             break
-        parts.append(_part(f"chunk-{i}", chunk))
-    filled = {
+        parts.append(part(f"chunk-{i}", chunk))
+    return filled(PAGE / "view.html", title, [PAGE / name for name in SCRIPTS], parts)
+
+
+def filled(page_file: Path, title: str, scripts: Iterable[Path], parts: Iterable[str]) -> str:
+    """A page in one file: its HTML with the style of all pages, its scripts and its data."""
+    fillings = {
         "title": html.escape(title),
         "style": (PAGE / "view.css").read_text("utf-8"),
-        "script": "\n".join((PAGE / name).read_text("utf-8") for name in SCRIPTS),
+        "script": "\n".join(script.read_text("utf-8") for script in scripts),
         "data": "\n".join(parts),
     }
-    found = (PAGE / "view.html").read_text("utf-8")
+    found = page_file.read_text("utf-8")
     for name in ("title", "style", "script", "data"):  # the data last: nothing in it is replaced
-        found = found.replace("{{" + name + "}}", filled[name])
+        found = found.replace("{{" + name + "}}", fillings[name])
     return found
 
 
-def _part(name: str, content: Any) -> str:
+def part(name: str, content: Any) -> str:
     """JSON that a page unpacks; base64 holds nothing that could end the element."""
     plain = json.dumps(content, ensure_ascii=False, separators=(",", ":"), allow_nan=False)
     packed = base64.b64encode(zlib.compress(plain.encode(), 9)).decode()

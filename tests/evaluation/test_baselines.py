@@ -209,7 +209,7 @@ def test_texts_may_be_longer_than_32_tokens(player):  # noqa: F811
 
 @pytest.fixture(scope="module")
 def trained():
-    return run._Players(run.EvaluationConfig(checkpoint=TRAINED))("trained")
+    return run.Players(run.EvaluationConfig(checkpoint=TRAINED))("trained")
 
 
 @pytest.mark.slow

@@ -118,4 +118,4 @@ def test_a_model_that_trained_on_is_not_mixed_in_on_resume(tmp_path, monkeypatch
     ],
 )
 def test_the_run_folder_is_named_after_the_checkpoint(checkpoint, name):
-    assert command._name_of(checkpoint) == name
+    assert command.evaluation.name_of(checkpoint) == name

@@ -55,7 +55,7 @@ def saved(tmp_path_factory):
 
 @pytest.fixture(scope="session")
 def player(saved):
-    return run._Players(run.EvaluationConfig(**saved))("trained")
+    return run.Players(run.EvaluationConfig(**saved))("trained")
 
 
 @pytest.mark.slow
@@ -145,7 +145,7 @@ def test_best_of_n_leaves_unlikely_tokens_out(player):
 
 def test_a_forward_pass_is_of_one_network(player, saved):
     assert player.num_networks == 1
-    assert run._Players(run.EvaluationConfig(**saved))("base_prior").num_networks == 2
+    assert run.Players(run.EvaluationConfig(**saved))("base_prior").num_networks == 2
     pair = dataclasses.replace(player, num_networks=2)
     prompt = problems.load_problems("game24", "test")[0].prompt
     questions = methods.Questions(task="game24", numbers=(0,), prompts=[prompt], budgets=(201,))
