@@ -43,11 +43,11 @@ jit = functools.partial(
 )
 
 
-def build(**options):
+def build(num_layers=2, **options):
     config = TransformerConfig(
         vocab_size=23,
         width=16,
-        num_layers=2,
+        num_layers=num_layers,
         num_heads=4,
         num_kv_heads=2,
         head_dim=4,
@@ -61,9 +61,10 @@ def build(**options):
     return model, params
 
 
-@pytest.mark.parametrize("options", OPTIONS.values(), ids=OPTIONS)
-def test_every_way_of_reading_gives_the_same_numbers(options):
-    model, params = build(**options)
+@pytest.mark.parametrize("name", OPTIONS)
+def test_every_way_of_reading_gives_the_same_numbers(name):
+    # All options together in two layers, the others in one: half as much to trace.
+    model, params = build(num_layers=2 if name == "order 2, all" else 1, **OPTIONS[name])
 
     place = LENGTHS[:, None] + jnp.arange(3)  # of the branches' tokens
     rows = ROWS[:, None]
@@ -72,7 +73,7 @@ def test_every_way_of_reading_gives_the_same_numbers(options):
 
     @jit
     def readings(params):
-        """name -> (got, want)"""
+        """reading -> (got, want)"""
         every_text = jnp.concatenate([TOKENS, second_document, *texts])
         out = model.outputs(params, every_text)
         whole, document, *branched = jnp.split(out.hidden, 4)
@@ -130,8 +131,8 @@ def test_every_way_of_reading_gives_the_same_numbers(options):
         found["second document"] = (packed[:, 5:8], document[:, :3])
         return found
 
-    for name, (got, want) in readings(params).items():
-        np.testing.assert_allclose(got, want, atol=TOLERANCE, rtol=0, err_msg=name)
+    for reading, (got, want) in readings(params).items():
+        np.testing.assert_allclose(got, want, atol=TOLERANCE, rtol=0, err_msg=reading)
 
 
 @pytest.mark.parametrize("options", ["order 2, all", "order 1, window", "order 4, decay"])

@@ -1,6 +1,7 @@
 """Every way of reading a text gives the same numbers, for every kind of attention."""
 
 import dataclasses
+import functools
 
 import jax
 import jax.numpy as jnp
@@ -17,6 +18,12 @@ LENGTHS = jnp.asarray([3, 8, 5])
 ROWS = jnp.arange(3)
 
 
+@functools.partial(jax.jit, static_argnums=0)
+def outputs_of(model, params, tokens, **options):
+    """`model.outputs`, compiled once for all tests."""
+    return model.outputs(params, tokens, **options)
+
+
 def assert_same_outputs(got, want, tolerance=TOLERANCE):
     for name in ("logits", "value_logits", "hidden"):
         np.testing.assert_allclose(
@@ -28,7 +35,7 @@ def assert_same_outputs(got, want, tolerance=TOLERANCE):
 def whole(model_and_params):
     """What the model says about TOKENS when it reads them at once."""
     model, params = model_and_params
-    return jax.jit(model.outputs)(params, TOKENS)
+    return outputs_of(model, params, TOKENS)
 
 
 @pytest.fixture(scope="module")
@@ -119,16 +126,17 @@ def test_packed_documents_equal_separate_ones(model_and_params):
     model, params = model_and_params
     segments = jnp.asarray([[1] * 5 + [2] * 4 + [0] * 3])
     positions = jnp.asarray([[*range(5), *range(4), *range(3)]])
-    packed = model.outputs(params, TOKENS[:1], segment_ids=segments, positions=positions)
+    options = {"segment_ids": segments, "positions": positions}
+    packed = outputs_of(model, params, TOKENS[:1], **options)
     for start, stop in ((0, 5), (5, 9)):
-        alone = model.outputs(params, TOKENS[:1, start:stop])
+        alone = outputs_of(model, params, TOKENS[:1, start:stop])
         assert_same_outputs(jax.tree.map(lambda x, s=start, e=stop: x[:, s:e], packed), alone)
 
 
 def test_rows_do_not_see_each_other(model_and_params, whole):
     model, params = model_and_params
     others = TOKENS.at[1:].set(0)
-    changed = jax.jit(model.outputs)(params, others)
+    changed = outputs_of(model, params, others)
     np.testing.assert_array_equal(changed.logits[0], whole.logits[0])
     np.testing.assert_array_equal(changed.value_logits[0], whole.value_logits[0])
 
@@ -156,7 +164,7 @@ def test_grouped_heads_equal_repeated_heads(kind, build_model):
     )
     repeated = jax.tree_util.tree_map_with_path(repeat, params)
     assert repeated["trunk"]["block_0"]["attention"]["key"]["kernel"].shape == (16, 4, 4)
-    assert_same_outputs(full.outputs(repeated, TOKENS), model.outputs(params, TOKENS))
+    assert_same_outputs(outputs_of(full, repeated, TOKENS), outputs_of(model, params, TOKENS))
 
 
 def test_a_taylor_cache_has_one_size_and_no_limit(build_model):
@@ -164,9 +172,10 @@ def test_a_taylor_cache_has_one_size_and_no_limit(build_model):
     small, large = (model.empty_cache(1, capacity) for capacity in (2, 200))
     assert jax.tree.map(jnp.shape, small) == jax.tree.map(jnp.shape, large)
     assert small.layers[0].past.numerator.shape == (1, 2, 15, 4)  # 15 = C(4 + 2, 2) features
-    _, cache = model.prefill(params, TOKENS[:1, :2], lengths=jnp.asarray([2]), capacity=2)
-    out, _ = model.extend(params, cache, TOKENS[:1, 2:], jnp.asarray([10]))
-    want = model.outputs(params, TOKENS[:1])
+    prefill = jax.jit(functools.partial(model.prefill, capacity=2))
+    _, cache = prefill(params, TOKENS[:1, :2], lengths=jnp.asarray([2]))
+    out, _ = jax.jit(model.extend)(params, cache, TOKENS[:1, 2:], jnp.asarray([10]))
+    want = outputs_of(model, params, TOKENS[:1])
     assert_same_outputs(out, jax.tree.map(lambda x: x[:, 2:], want))
 
 
@@ -190,7 +199,7 @@ def test_without_a_rotary_base_positions_mean_nothing(build_model):
     moved = 7 + 3 * jnp.arange(12) * jnp.ones((3, 1), jnp.int32)
     for base, equal in ((None, True), (100.0, False)):
         model, params = build_model("taylor", rope_base=base)
-        logits = [model.forward(params, TOKENS, positions=p) for p in (None, moved)]
+        logits = [outputs_of(model, params, TOKENS, positions=p).logits for p in (None, moved)]
         assert bool(jnp.array_equal(*logits)) is equal
 
 
@@ -202,13 +211,14 @@ def test_a_normalised_output_keeps_its_size_when_values_shrink(build_model):
         small = jax.tree.map(lambda x: x, params)
         for layer in ("block_0", "block_1"):
             small["trunk"][layer]["attention"]["value"]["kernel"] *= 0.1
-        change = jnp.abs(model.forward(params, TOKENS) - model.forward(small, TOKENS)).max()
+        logits, others = (outputs_of(model, p, TOKENS).logits for p in (params, small))
+        change = jnp.abs(logits - others).max()
         assert change < tolerance if tolerance else change > 0.1
 
 
 def test_value_is_a_probability(build_model):
     model, params = build_model()
-    out = model.outputs(params, TOKENS)
+    out = outputs_of(model, params, TOKENS)
     want = 1 / (1 + np.exp(-np.asarray(out.value_logits)))
     np.testing.assert_allclose(out.value, want, rtol=1e-6)
 
@@ -228,7 +238,7 @@ def test_bfloat16_activations_keep_float32_logits_and_parameters(kind, build_mod
     model, params = build_model(kind)
     narrow, fresh = build_model(kind, dtype="bfloat16")
     assert {x.dtype for x in jax.tree.leaves(fresh)} == {jnp.dtype("float32")}
-    out, want = narrow.outputs(params, TOKENS), model.outputs(params, TOKENS)
+    out, want = (outputs_of(m, params, TOKENS) for m in (narrow, model))
     assert out.logits.dtype == out.value_logits.dtype == jnp.float32
     assert out.hidden.dtype == jnp.bfloat16
     np.testing.assert_allclose(out.logits, want.logits, atol=0.15)
@@ -249,6 +259,6 @@ def test_abstract_parameters_name_every_axis(build_model, tied, attention):
 
 def test_tied_logits_are_products_with_the_embedding(build_model):
     model, params = build_model()
-    out = model.outputs(params, TOKENS)
+    out = outputs_of(model, params, TOKENS)
     want = out.hidden @ params["trunk"]["embedding"].T
     np.testing.assert_allclose(out.logits, want, atol=1e-5)

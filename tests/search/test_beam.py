@@ -25,7 +25,7 @@ PADDED = 16  # tokens, of every text that the plain search reads
 
 def made(config, action):
     model = language_model.LanguageModel(config)
-    params = model.init(jax.random.key(6))
+    params = jax.jit(model.init)(jax.random.key(6))
     # Sure of its tokens, so that it writes various texts, and not of its values.
     params["trunk"] = jax.tree.map(lambda x: 2 * x, params["trunk"])
     return token_model.TokenModel(model, action, EOS, NEWLINE), params

@@ -30,12 +30,24 @@ def programs(model, config):
     return jax.jit(plant), jax.jit(advance)
 
 
+@functools.cache
+def summaries(model, config):
+    """`summarise` and `move_on`, compiled once."""
+    summarise = functools.partial(outcome.summarise, model, None, config=config)
+    return jax.jit(summarise), jax.jit(functools.partial(outcome.move_on, model))
+
+
+def best_text(model, growth):
+    best = functools.partial(outcome.best_text, model, None, verify=model.verify)
+    return jax.device_get(jax.jit(best)(growth))
+
+
 def grow(model, config, *, num_simulations=SIMULATIONS, capacity=None, until=1_000):
     """The plan, and the search it made."""
     plan = config.plan(num_simulations, capacity=capacity or num_simulations)
     plant, advance = programs(model, config)
     growth = plant(model.root(BATCH), jax.random.key(0), plan=plan)
-    return plan, advance(growth, plan=plan, until=until)
+    return plan, jax.device_get(advance(growth, plan=plan, until=until))
 
 
 def assert_same(one, other, exact=True):
@@ -132,8 +144,9 @@ def test_a_search_in_slices_is_the_search(width):
     plan, whole = grow(table(), config)
     _, growth = grow(table(), config, until=0)
     slices = 0
-    while not engine.is_done(growth, plan):
-        _, advance = programs(table(), config)
+    _, advance = programs(table(), config)
+    is_done = jax.jit(engine.is_done)
+    while not is_done(growth, plan):
         growth = advance(growth, plan=plan, until=growth.calls + 3)
         slices += 1
     assert slices > 3
@@ -149,7 +162,8 @@ def test_a_search_ends_once_it_holds_what_is_asked_for():
     assert (visits[~solved] == 1 + SIMULATIONS).all()
     assert (visits[solved] < 1 + SIMULATIONS).any()
     plan = config.plan(SIMULATIONS, capacity=SIMULATIONS)
-    result = outcome.summarise(table(), None, growth, plan=plan, config=config)
+    summarise, _ = summaries(table(), config)
+    result = summarise(growth, plan=plan)
     # What is played leads to the solution: it is below the child.
     children = {int(n): set(row.tolist()) for n, row in enumerate(table().children)}
     ends = np.flatnonzero(table().outcome * table().finished)
@@ -165,7 +179,7 @@ def test_a_plan_answers_with_the_best_end_or_writes_on():
     config = gumbel.SearchConfig(use_oracle=True, mode="plan")
     few, many = (grow(table(), config, num_simulations=n)[1] for n in (2, 60))
     for growth in (few, many):
-        state = outcome.best_text(table(), None, growth, verify=table().verify)
+        state = best_text(table(), growth)
         assert np.asarray(state.finished).all()
         node = np.asarray(state.tokens[:, 0])
         np.testing.assert_array_equal(state.outcome, table().outcome[node])
@@ -196,7 +210,7 @@ def test_rollouts_are_worth_what_their_ends_are():
     np.testing.assert_array_equal(
         growth.rollout.worth, model.outcome[np.asarray(growth.rollout.tokens[:, 0])]
     )
-    state = outcome.best_text(model, None, growth, verify=model.verify)
+    state = best_text(model, growth)
     assert (np.asarray(state.outcome) >= np.asarray(growth.rollout.worth)).all()
 
 
@@ -219,8 +233,9 @@ def test_a_tree_stays_below_the_action_that_is_played(width):
     )
     model, capacity = table(depth=5), 3 * SIMULATIONS
     plan, growth = grow(model, config, capacity=capacity)
-    result = outcome.summarise(model, None, growth, plan=plan, config=config)
-    moved = outcome.move_on(model, growth, result, plan=plan)
+    summarise, move_on = summaries(model, config)
+    result = jax.device_get(summarise(growth, plan=plan))
+    moved = jax.device_get(move_on(growth, result, plan=plan))
     for row in range(BATCH):
         before, after = statistics(growth, row), statistics(moved, row)
         assert set(after) <= set(before)
@@ -243,8 +258,7 @@ def test_a_tree_stays_below_the_action_that_is_played(width):
     for row in np.flatnonzero(~np.asarray(moved.root.finished)):
         np.testing.assert_array_equal(np.bincount(new[row], minlength=SIMULATIONS), wanted)
     # And a third move.
-    result = outcome.summarise(model, None, more, plan=plan, config=config)
-    assert int(outcome.move_on(model, more, result, plan=plan).num_nodes.max()) > 1
+    assert int(move_on(more, summarise(more, plan=plan), plan=plan).num_nodes.max()) > 1
 
 
 def choices(considered, num_simulations):
@@ -259,8 +273,9 @@ def choices(considered, num_simulations):
 def test_a_tree_without_room_begins_anew():
     config = gumbel.SearchConfig(use_oracle=True, reuse_tree=True)
     plan, growth = grow(table(), config)  # room for these simulations and no more
-    result = outcome.summarise(table(), None, growth, plan=plan, config=config)
-    moved = outcome.move_on(table(), growth, result, plan=plan)
+    summarise, move_on = summaries(table(), config)
+    result = summarise(growth, plan=plan)
+    moved = move_on(growth, result, plan=plan)
     assert (np.asarray(moved.num_nodes) == 1).all()
     root = dataclasses.replace(result.child, evaluations=jnp.zeros_like(result.child.length))
     plant, advance = programs(table(), config)
@@ -306,24 +321,30 @@ def test_puct_is_that_of_mctx():
     )
     config = gumbel.SearchConfig(algorithm="puct", use_oracle=True)
     plan, growth = grow(inner, config)
-    tree = mctx.search(
-        params=None,
-        rng_key=jax.random.key(0),
-        root=mctx.RootFnOutput(
-            prior_logits=jnp.broadcast_to(model.log_probs[1], (BATCH, model.k)),
-            value=jnp.full((BATCH,), model.value[1]),
-            embedding=jnp.ones((BATCH,), jnp.int32),
-        ),
-        recurrent_fn=recurrent_fn,
-        root_action_selection_fn=lambda key, tree, node: mctx.muzero_action_selection(
-            key, tree, node, 0
-        ),
-        interior_action_selection_fn=mctx.muzero_action_selection,
-        num_simulations=SIMULATIONS,
-    )
+
+    @jax.jit
+    def stock(rng_key):
+        return mctx.search(
+            params=None,
+            rng_key=rng_key,
+            root=mctx.RootFnOutput(
+                prior_logits=jnp.broadcast_to(model.log_probs[1], (BATCH, model.k)),
+                value=jnp.full((BATCH,), model.value[1]),
+                embedding=jnp.ones((BATCH,), jnp.int32),
+            ),
+            recurrent_fn=recurrent_fn,
+            root_action_selection_fn=lambda key, tree, node: mctx.muzero_action_selection(
+                key, tree, node, 0
+            ),
+            interior_action_selection_fn=mctx.muzero_action_selection,
+            num_simulations=SIMULATIONS,
+        )
+
+    tree = stock(jax.random.key(0))
     np.testing.assert_array_equal(growth.tree.children_visits[:, 0], tree.children_visits[:, 0])
     np.testing.assert_allclose(growth.tree.node_values[:, 0], tree.node_values[:, 0], atol=1e-6)
-    result = outcome.summarise(inner, None, growth, plan=plan, config=config)
+    summarise, _ = summaries(inner, config)
+    result = summarise(growth, plan=plan)
     np.testing.assert_array_equal(result.action, np.asarray(result.visits).argmax(axis=1))
     np.testing.assert_allclose(result.weights[:, :-1] * SIMULATIONS, result.visits, atol=1e-5)
 

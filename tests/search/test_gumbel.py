@@ -1,6 +1,7 @@
 """The search against stock mctx over every action, against hand-made numbers and against theory."""
 
 import dataclasses
+import functools
 import types
 
 import jax
@@ -17,15 +18,14 @@ from tests.search.table_model import TableModel, random_table
 def full_mctx(table: TableModel, config: gumbel.SearchConfig, num_simulations: int):
     """Stock mctx over all A root actions (inner nodes: k of A actions, the others forbidden)."""
     batch, num_actions = table.gumbel.shape
-    inner_logits = np.full((len(table.value), num_actions), -1e9, np.float32)
-    inner_logits[:, : table.k] = table.log_probs
-    inner_children = np.zeros((len(table.value), num_actions), np.int32)
-    inner_children[:, : table.k] = table.children
+    others = ((0, 0), (0, num_actions - table.k))
+    inner_logits = jnp.pad(table.log_probs, others, constant_values=-1e9)
+    inner_children = jnp.pad(table.children, others)
 
     def recurrent_fn(params, rng_key, action, embedding):
         node = embedding
         from_root = jnp.asarray(table.root_children)[action]
-        child = jnp.where(node == 0, from_root, jnp.asarray(inner_children)[node, action])
+        child = jnp.where(node == 0, from_root, inner_children[node, action])
         was_finished = jnp.asarray(table.finished)[node]
         child = jnp.where(was_finished, node, child)
         finished = jnp.asarray(table.finished)[child]
@@ -33,7 +33,7 @@ def full_mctx(table: TableModel, config: gumbel.SearchConfig, num_simulations: i
         output = mctx.RecurrentFnOutput(
             reward=jnp.where(finished & ~was_finished, final, 0.0),
             discount=jnp.where(finished, 0.0, 1.0),
-            prior_logits=jnp.asarray(inner_logits)[child],
+            prior_logits=inner_logits[child],
             value=jnp.where(finished, 0.0, jnp.asarray(table.value)[child]),
         )
         return output, child
@@ -73,6 +73,12 @@ def full_mctx(table: TableModel, config: gumbel.SearchConfig, num_simulations: i
     return tree.children_visits[:, 0], jax.nn.softmax(root_logits + sigma)
 
 
+def search(table, batch, **options):
+    """`engine.search` of a table as one program."""
+    run = functools.partial(engine.search, table, None, **options)
+    return jax.device_get(jax.jit(run)(table.root(batch), jax.random.key(0)))
+
+
 @pytest.mark.parametrize("rescale_values", [False, True])
 @pytest.mark.parametrize("use_oracle", [False, True])
 def test_k_candidates_lose_nothing_against_every_action(rescale_values, use_oracle):
@@ -84,19 +90,30 @@ def test_k_candidates_lose_nothing_against_every_action(rescale_values, use_orac
         rescale_values=rescale_values,
         root_noise=True,
     )
-    for seed in range(3):
-        rng = np.random.default_rng(seed)
-        table = random_table(rng, batch=batch, root_actions=20, k=8, depth=3)
+    now = {}  # the table that is searched, for the checker, which is called outside of the program
+
+    def verify(*asked):
+        return now["table"].verify(*asked)
+
+    @jax.jit
+    def both(fields, rng_key):
+        table = TableModel(**fields)
         result = engine.search(
             table,
             None,
             table.root(batch),
-            jax.random.key(seed),
+            rng_key,
             num_simulations=num_simulations,
             config=config,
-            verify=table.verify if use_oracle else None,
+            verify=verify if use_oracle else None,
         )
-        visits, weights = full_mctx(table, config, num_simulations)
+        return result, full_mctx(table, config, num_simulations)
+
+    for seed in range(3):
+        rng = np.random.default_rng(seed)
+        now["table"] = random_table(rng, batch=batch, root_actions=20, k=8, depth=3)
+        found = both(vars(now["table"]), jax.random.key(seed))
+        result, (visits, weights) = jax.device_get(found)
         top = np.asarray(result.root_candidates.tokens[..., 0]) - 1  # node number -> action
         rows = np.arange(batch)[:, None]
         np.testing.assert_array_equal(result.visits, np.asarray(visits)[rows, top])
@@ -121,18 +138,17 @@ def test_one_program_searches_with_every_size_and_with_or_without_values():
     table = random_table(np.random.default_rng(5), batch=20, root_actions=9, k=6, depth=3)
     shared = gumbel.SearchConfig(num_simulations=(30, 12))
     programs = set()
+    plant, advance, summarise = (
+        jax.jit(functools.partial(function, table, None, config=shared.compiled))
+        for function in (engine.plant, engine.advance, outcome.summarise)
+    )
     for num_simulations, use_value in ((30, True), (12, True), (12, False)):
         config = dataclasses.replace(shared, use_value=use_value)
         programs.add(config.compiled)
-        options = {
-            "plan": config.plan(num_simulations, capacity=config.capacity),
-            "config": config.compiled,
-        }
-        arguments = (table, None, table.root(20), jax.random.key(0))
-        growth = engine.plant(*arguments, **options)
-        growth = engine.advance(table, None, growth, **options)
-        roomy = outcome.summarise(table, None, growth, **options)
-        tight = engine.search(*arguments, num_simulations=num_simulations, config=config)
+        plan = config.plan(num_simulations, capacity=config.capacity)
+        growth = advance(plant(table.root(20), jax.random.key(0), plan=plan), plan=plan)
+        roomy = jax.device_get(summarise(growth, plan=plan))
+        tight = search(table, 20, num_simulations=num_simulations, config=config)
         for name in ("visits", "action", "weights", "value", "qvalues", "evaluations"):
             np.testing.assert_array_equal(getattr(roomy, name), getattr(tight, name), err_msg=name)
         assert int(roomy.visits.sum()) == 20 * num_simulations
@@ -221,15 +237,7 @@ def test_terminal_reward_and_discount_by_hand():
         gumbel=np.zeros((1, 2), np.float32),
     )
     config = gumbel.SearchConfig(use_oracle=True, use_value=False, max_considered_actions=2)
-    result = engine.search(
-        table,
-        None,
-        table.root(1),
-        jax.random.key(0),
-        num_simulations=6,
-        config=config,
-        verify=table.verify,
-    )
+    result = search(table, 1, num_simulations=6, config=config, verify=table.verify)
     np.testing.assert_array_equal(result.visits, [[3, 3]])
     np.testing.assert_allclose(result.qvalues, [[2 / 3, 0.0]], rtol=1e-6)
     assert int(result.action[0]) == 0 and int(result.child.tokens[0, 0]) == 1
@@ -251,14 +259,8 @@ def test_absent_candidates_are_never_visited():
             return dataclasses.replace(state, candidates=candidates)
 
     cut = Cut(**{field.name: getattr(table, field.name) for field in dataclasses.fields(table)})
-    result = engine.search(
-        cut,
-        None,
-        cut.root(3),
-        jax.random.key(0),
-        num_simulations=30,
-        config=gumbel.SearchConfig(max_considered_actions=4),
-    )
+    config = gumbel.SearchConfig(max_considered_actions=4)
+    result = search(cut, 3, num_simulations=30, config=config)
     visits = np.asarray(result.tree.children_visits)
     assert visits[:, 0].sum() == 90 and not visits[..., forbidden].any()
     np.testing.assert_array_equal(result.weights[:, :-1][:, forbidden], 0.0)

@@ -1,23 +1,24 @@
 """Candidates: the k likeliest, or a sample without replacement, of all continuations."""
 
+import functools
 import itertools
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import pytest
 
 from models import language_model, transformer
 from search import proposals
+from tests import reading
 
 VOCAB, LENGTH, STOP = 4, 3, 1
 CONFIG = transformer.TransformerConfig(
     vocab_size=VOCAB, width=16, num_layers=1, num_heads=2, head_dim=8
 )
 MODEL = language_model.LanguageModel(CONFIG)
-PARAMS = jax.tree.map(lambda x: 2 * x, MODEL.init(jax.random.key(0)))  # far from uniform
-PROMPTS = jnp.array([[2, 3, 0], [3, 2, 2]])
-PROMPT_LENGTHS = jnp.array([2, 3])
+PARAMS = jax.tree.map(lambda x: 2 * x, jax.jit(MODEL.init)(jax.random.key(0)))  # far from uniform
+PROMPTS = np.array([[2, 3, 0], [3, 2, 2]], np.int32)
+PROMPT_LENGTHS = np.array([2, 3], np.int32)
 
 
 def continuations():
@@ -28,25 +29,25 @@ def continuations():
             yield tokens[:n]
 
 
+@functools.cache
 def exact_log_probs(row, forbidden=()):
     prompt = PROMPTS[row, : PROMPT_LENGTHS[row]].tolist()
     table = {}
     for tokens in continuations():
-        text = jnp.array([prompt + list(tokens)])
         if set(tokens) & set(forbidden):
             continue
-        logits = MODEL.forward(PARAMS, text)[0].at[:, list(forbidden)].set(-jnp.inf)
-        log_p = jax.nn.log_softmax(logits)
+        logits = reading.read(MODEL, PARAMS, prompt + list(tokens))[0].copy()
+        logits[:, list(forbidden)] = -np.inf
+        log_p = reading.log_softmax(logits)
         steps = range(len(tokens))
         table[tokens] = float(sum(log_p[len(prompt) - 1 + i, tokens[i]] for i in steps))
     return table
 
 
-def propose(repeats=1, rng_key=None, k=7, forbidden=()):
-    tokens = jnp.repeat(PROMPTS, repeats, axis=0)
-    lengths = jnp.repeat(PROMPT_LENGTHS, repeats)
+@functools.partial(jax.jit, static_argnames=("k", "forbidden"))
+def candidates_of(tokens, lengths, rng_key, *, k, forbidden):
     out, cache = MODEL.prefill(PARAMS, tokens, lengths=lengths, capacity=3)
-    found, tokens_read = proposals.propose(
+    return proposals.propose(
         MODEL,
         PARAMS,
         cache,
@@ -57,6 +58,11 @@ def propose(repeats=1, rng_key=None, k=7, forbidden=()):
         forbidden_tokens=forbidden,
         rng_key=rng_key,
     )
+
+
+def propose(repeats=1, rng_key=None, k=7, forbidden=()):
+    tokens, lengths = (np.repeat(x, repeats, axis=0) for x in (PROMPTS, PROMPT_LENGTHS))
+    found, tokens_read = candidates_of(tokens, lengths, rng_key, k=k, forbidden=forbidden)
     propose.tokens_read = tokens_read.tolist()
     return found
 

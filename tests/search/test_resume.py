@@ -15,6 +15,7 @@ import pytest
 
 from data import records, tokenizer
 from models import language_model, transformer
+from search import __main__ as command
 from search import game, gumbel, self_play, snapshots, token_model
 from tests.search.stopping import StopAfter
 from train import checkpoints
@@ -138,13 +139,13 @@ def test_slurm_jobs_have_four_hours(tmp_path, checkpoint, monkeypatch):
         self_play.run(config, tmp_path, resume=False, stop=StopFlag())
 
 
-def killed_again_and_again(tmp_path, checkpoint, kills, seed):
-    """Runs of `python -m search`, of which so many are killed at a random time after their start of
-    work; the files of the last against those of a run that nobody disturbs."""
-    command = [
-        sys.executable, "-m", "search", "game24_search", "--checkpoint", checkpoint,
-        "--limit", "6", "--batch-size", "2", "--slice-calls", "1", "--save-minutes", "0",
-        "--search.no-use-oracle", "--search.num-simulations", "40",
+def killed_again_and_again(tmp_path, checkpoint, kills, seed, limit):
+    """Processes of `python -m search`, each killed at a random time after its start of work; the
+    files after a last run in this process against those of one that nobody disturbs."""
+    arguments = [
+        "game24_search", "--checkpoint", checkpoint,
+        "--limit", str(limit), "--batch-size", "2", "--slice-calls", "1", "--save-minutes", "0",
+        "--search.no-use-oracle", "--search.num-simulations", "24",
         "--search.action.num-candidates", "4", "--search.action.opening-tokens", "1",
         "--search.action.max-step-tokens", "3", "--search.action.max-completion-tokens", "9",
     ]  # fmt: skip
@@ -153,19 +154,15 @@ def killed_again_and_again(tmp_path, checkpoint, kills, seed):
         "JAX_COMPILATION_CACHE_DIR": str(tmp_path / "compiled"),
         "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
     }
-    start = lambda name: subprocess.Popen(  # noqa: E731
-        [*command, "--run-folder", str(tmp_path / name), "--resume"],
-        env=environment,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-    )
-    whole = start("whole")
-    assert whole.wait(300) == 0, whole.stdout.read()
+    whole, folder = tmp_path / "whole", tmp_path / "cut"
+    command.main([*arguments, "--run-folder", str(whole)])
     rng = random.Random(seed)
     for _ in range(kills):
-        process = start("cut")
-        folder = tmp_path / "cut"
+        process = subprocess.Popen(
+            [sys.executable, "-m", "search", *arguments, "--run-folder", str(folder), "--resume"],
+            env=environment,
+            stdout=subprocess.DEVNULL,
+        )
         began, seen = time.time(), None
         while process.poll() is None and seen is None:
             fresh = [p for p in folder.glob("unfinished/*") if p.stat().st_mtime > began]
@@ -174,13 +171,13 @@ def killed_again_and_again(tmp_path, checkpoint, kills, seed):
         time.sleep(rng.uniform(0, 0.5))
         process.send_signal(rng.choice((signal.SIGKILL, signal.SIGTERM)))
         process.wait(60)
-    last = start("cut")
-    assert last.wait(300) == 0, last.stdout.read()
-    assert bytes_of(tmp_path / "whole") == bytes_of(tmp_path / "cut")
+        assert seen is not None  # it was at work
+    command.main([*arguments, "--run-folder", str(folder), "--resume"])
+    assert bytes_of(whole) == bytes_of(folder)
 
 
 def test_three_kills_leave_no_trace(tmp_path, checkpoint):
-    killed_again_and_again(tmp_path, checkpoint, kills=3, seed=0)
+    killed_again_and_again(tmp_path, checkpoint, kills=3, seed=0, limit=4)
 
 
 @pytest.mark.soak
@@ -188,4 +185,4 @@ def test_a_hundred_kills_leave_no_trace(tmp_path, checkpoint):
     for seed in range(10):
         folder = tmp_path / str(seed)
         folder.mkdir()
-        killed_again_and_again(folder, checkpoint, kills=10, seed=seed)
+        killed_again_and_again(folder, checkpoint, kills=10, seed=seed, limit=12)

@@ -4,13 +4,13 @@ import dataclasses
 import json
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import pytest
 
 from data import problems, records, tokenizer
 from models import language_model, transformer
 from search import engine, gumbel, oracle, self_play, token_model
+from tests import reading
 from tests.search.stopping import StopAfter
 from train import checkpoints
 from train.errors import ConfigError, Preempted
@@ -21,7 +21,7 @@ CONFIG = transformer.TransformerConfig(
     vocab_size=TEXT.vocab_size, width=16, num_layers=1, num_heads=2, head_dim=8
 )
 MODEL = language_model.LanguageModel(CONFIG)
-PARAMS = MODEL.init(jax.random.key(0))
+PARAMS = jax.jit(MODEL.init)(jax.random.key(0))
 ACTION = token_model.ActionConfig(
     num_candidates=4, opening_tokens=2, max_step_tokens=4, max_completion_tokens=9
 )
@@ -29,10 +29,10 @@ SEARCH = gumbel.SearchConfig(
     action=ACTION, num_simulations=6, max_considered_actions=3, use_oracle=True, root_noise=True
 )
 PLAY = self_play.SelfPlayConfig(search=SEARCH, limit=5, batch_size=2, random_moves=(0, 1))
-DYNAMICS = token_model.TokenModel(MODEL, ACTION, TEXT.eos_id, TEXT.newline_id)
+DYNAMICS = token_model.for_tokenizer(MODEL, ACTION, TEXT)  # as of a run: one program for both
 
 
-def play(config, *, verify=None, seed=0, count=3):
+def play(config, *, verify=None, seed=0, count=PLAY.batch_size):
     some = problems.load_problems("game24", "train")[:count]
     return self_play.play(
         DYNAMICS,
@@ -70,8 +70,9 @@ def test_games_are_consistent_with_their_trees_and_with_the_model():
         position = record.positions[0]
         prefix = list(record.prompt_tokens)
         for candidate, prior in zip(position.candidates, position.prior, strict=True):
-            ids = jnp.array([prefix + list(candidate)])
-            log_p = jax.nn.log_softmax(MODEL.forward(PARAMS, ids)[0])
+            logits = reading.read(MODEL, PARAMS, prefix + list(candidate))[0].copy()
+            logits[:, DYNAMICS.forbidden_tokens] = -np.inf
+            log_p = reading.log_softmax(logits)
             want = sum(log_p[len(prefix) - 1 + i, t] for i, t in enumerate(candidate))
             assert np.log(prior) == pytest.approx(float(want), abs=1e-4)
 
@@ -99,7 +100,7 @@ def test_a_game_does_not_depend_on_its_batch():
     quiet = dataclasses.replace(PLAY, search=dataclasses.replace(SEARCH, root_noise=False))
     verify = oracle.Oracle("game24", "train", "game24")
     alone = play(quiet, verify=verify, count=1)[0].record
-    among = play(quiet, verify=verify, count=3)[0].record
+    among = play(quiet, verify=verify, count=2)[0].record
     assert alone.completion == among.completion
     assert [p.visits for p in alone.positions] == [p.visits for p in among.positions]
 

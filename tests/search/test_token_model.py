@@ -10,6 +10,7 @@ import pytest
 from data import tokenizer
 from models import attention, language_model, transformer
 from search import engine, gumbel, token_model
+from tests import reading
 from train.errors import ConfigError
 
 EOS, NEWLINE, VOCAB = 1, 2, 7
@@ -17,23 +18,36 @@ CONFIG = transformer.TransformerConfig(
     vocab_size=VOCAB, width=16, num_layers=2, num_heads=2, head_dim=8
 )
 MODEL = language_model.LanguageModel(CONFIG)
-PARAMS = jax.tree.map(lambda x: 2 * x, MODEL.init(jax.random.key(3)))
+PARAMS = jax.tree.map(lambda x: 2 * x, jax.jit(MODEL.init)(jax.random.key(3)))
 PROMPTS = np.array([[3, 4, 0], [5, 6, 3], [4, 0, 0]], np.int32)
 LENGTHS = np.array([2, 3, 1], np.int32)
 
 
 def start(action):
     dynamics = token_model.TokenModel(MODEL, action, EOS, NEWLINE)
-    state = dynamics.start(PARAMS, jnp.asarray(PROMPTS), jnp.asarray(LENGTHS), jnp.arange(3))
-    return dynamics, state
+    return dynamics, jax.jit(dynamics.start)(PARAMS, PROMPTS, LENGTHS, np.arange(3))
+
+
+def compiled(dynamics):
+    """`propose` and `act`: a text grows by many calls of each."""
+    return jax.jit(dynamics.propose), jax.jit(dynamics.act)
 
 
 def whole_text(state, row):
     return PROMPTS[row, : LENGTHS[row]].tolist() + state.tokens[row, : state.length[row]].tolist()
 
 
-@pytest.mark.parametrize("kind", ["token", "step"])
-@pytest.mark.parametrize("opening", [1, 2, None])
+@pytest.mark.parametrize(
+    ("kind", "opening"),
+    [
+        ("token", 1),
+        ("step", 2),
+        ("step", None),
+        pytest.param("token", 2, marks=pytest.mark.soak),
+        pytest.param("token", None, marks=pytest.mark.soak),
+        pytest.param("step", 1, marks=pytest.mark.soak),  # quick: it is completed greedily, below
+    ],
+)
 def test_after_every_action_the_model_has_read_just_the_text(kind, opening):
     """Logits and values in a state are those of a fresh forward pass over its text."""
     action = token_model.ActionConfig(
@@ -44,15 +58,16 @@ def test_after_every_action_the_model_has_read_just_the_text(kind, opening):
         max_completion_tokens=10,
     )
     dynamics, state = start(action)
+    propose, act = compiled(dynamics)
     for move in range(4):
-        state = dynamics.propose(PARAMS, state, jax.random.key(move))
-        before = state
-        state = dynamics.act(PARAMS, state, jnp.array([0, 1, 2]))
+        before = propose(PARAMS, state, jax.random.key(move))
+        after = act(PARAMS, before, np.array([0, 1, 2]))
+        before, state = jax.device_get((before, after))
         for row in range(3):
             text = whole_text(state, row)
-            out = MODEL.outputs(PARAMS, jnp.array([text]))
-            np.testing.assert_allclose(out.logits[0, -1], state.logits[row], atol=2e-5)
-            np.testing.assert_allclose(out.value[0, -1], state.value[row], atol=1e-5)
+            logits, value = reading.read(MODEL, PARAMS, text)
+            np.testing.assert_allclose(logits[-1], state.logits[row], atol=2e-5)
+            np.testing.assert_allclose(value[-1], state.value[row], atol=1e-5)
             new = state.tokens[row, before.length[row] : state.length[row]].tolist()
             if bool(before.finished[row]):
                 assert not new
@@ -74,13 +89,14 @@ def test_a_step_is_completed_greedily():
         num_candidates=3, opening_tokens=1, max_step_tokens=5, max_completion_tokens=10
     )
     dynamics, state = start(action)
-    state = dynamics.propose(PARAMS, state)
-    after = dynamics.act(PARAMS, state, jnp.zeros(3, jnp.int32))
+    propose, act = compiled(dynamics)
+    state = propose(PARAMS, state)
+    after = act(PARAMS, state, np.zeros(3, np.int32))
     for row in range(3):
         text = PROMPTS[row, : LENGTHS[row]].tolist()
         text.append(int(state.candidates.tokens[row, 0, 0]))
         while text[-1] not in (EOS, NEWLINE) and len(text) < LENGTHS[row] + 5:
-            text.append(int(jnp.argmax(MODEL.forward(PARAMS, jnp.array([text]))[0, -1])))
+            text.append(int(np.argmax(reading.read(MODEL, PARAMS, text)[0][-1])))
         assert whole_text(after, row) == text
 
 
@@ -95,7 +111,7 @@ def test_a_forced_run_goes_on_while_the_model_is_sure(forced_probability):
         forced_probability=forced_probability,
     )
     dynamics, state = start(action)
-    propose, act, forward = (jax.jit(f) for f in (dynamics.propose, dynamics.act, MODEL.forward))
+    propose, act = compiled(dynamics)
     lengths = []
     for _ in range(2):
         before = propose(PARAMS, state)
@@ -105,11 +121,10 @@ def test_a_forced_run_goes_on_while_the_model_is_sure(forced_probability):
             num_before = len(text)
             text.append(int(before.candidates.tokens[row, row, 0]))
             while text[-1] != EOS and len(text) < num_before + 4:
-                padded = np.pad(np.array([text]), ((0, 0), (0, 16 - len(text))))
-                probs = jax.nn.softmax(forward(PARAMS, padded)[0, len(text) - 1])
+                probs = np.exp(reading.log_softmax(reading.read(MODEL, PARAMS, text)[0][-1]))
                 if probs.max() <= forced_probability:
                     break
-                text.append(int(jnp.argmax(probs)))
+                text.append(int(np.argmax(probs)))
             if bool(before.finished[row]):
                 text = text[:num_before]
             assert whole_text(state, row) == text
@@ -134,12 +149,13 @@ def test_an_empty_line_ends_a_text_if_asked_for(kind, empty_line_ends):
         empty_line_ends=empty_line_ends,
     )
     dynamics, state = start(action)
-    only = jax.tree.map(jnp.zeros_like, PARAMS)  # all logits 0: greedily token 0, and any other
+    propose, act = compiled(dynamics)
+    only = jax.tree.map(np.zeros_like, PARAMS)  # all logits 0: greedily token 0, and any other
     written = []
     for _ in range(2):
-        state = dynamics.propose(only, state)
-        newline = jnp.argmax(state.candidates.tokens[:, :, 0] == NEWLINE, axis=1)
-        state = dynamics.act(only, state, newline)
+        state = propose(only, state)
+        newline = np.argmax(np.asarray(state.candidates.tokens[:, :, 0]) == NEWLINE, axis=1)
+        state = act(only, state, newline)
         written.append(state.tokens[0, : int(state.length[0])].tolist())
         if kind == "forced_run" and len(written) == 1:  # a run went on after the first line end
             assert written[0] == [NEWLINE, 0, 0, 0]
@@ -179,10 +195,12 @@ def test_a_forbidden_token_is_never_written(kind):
         ("free", free),
         ("bound", dataclasses.replace(free, forbidden_tokens=(favourite,))),
     ):
-        state = dynamics.start(params, jnp.asarray(PROMPTS), jnp.asarray(LENGTHS), jnp.arange(3))
+        state = jax.jit(dynamics.start)(params, PROMPTS, LENGTHS, np.arange(3))
+        propose, act = compiled(dynamics)
         for move in range(3):
-            state = dynamics.propose(params, state, jax.random.key(move))
-            state = dynamics.act(params, state, jnp.zeros(3, jnp.int32))
+            state = propose(params, state, jax.random.key(move))
+            state = act(params, state, np.zeros(3, np.int32))
+        state = jax.device_get(state)
         written[name] = np.concatenate(
             [state.tokens[row, : state.length[row]] for row in range(3)]
         ).tolist()
@@ -202,11 +220,13 @@ def test_a_text_has_no_room_beyond_its_limit():
     """The last opening is cut where the text must end, and the text is a failure."""
     action = token_model.ActionConfig(kind="token", num_candidates=3, max_completion_tokens=2)
     dynamics, state = start(action)
+    propose, act = compiled(dynamics)
     for move in range(4):
-        state = dynamics.propose(PARAMS, state, jax.random.key(move))
-        state = dynamics.act(PARAMS, state, jnp.ones(3, jnp.int32))
-    assert np.all(np.asarray(state.length) <= 2) and bool(jnp.all(state.finished))
-    assert bool(jnp.all(state.ended == (state.tokens[jnp.arange(3), state.length - 1] == EOS)))
+        state = propose(PARAMS, state, jax.random.key(move))
+        state = act(PARAMS, state, np.ones(3, np.int32))
+    state = jax.device_get(state)
+    assert np.all(state.length <= 2) and np.all(state.finished)
+    assert np.all(state.ended == (state.tokens[np.arange(3), state.length - 1] == EOS))
 
 
 def test_only_texts_that_were_asked_about_are_judged():
@@ -228,20 +248,20 @@ def test_a_search_over_taylor_states_reads_just_the_texts():
     the value of every node's text is that of a fresh forward pass."""
     config = dataclasses.replace(CONFIG, attention=attention.AttentionConfig(kind="taylor"))
     model = language_model.LanguageModel(config)
-    params = model.init(jax.random.key(1))
+    params = jax.jit(model.init)(jax.random.key(1))
     action = token_model.ActionConfig(
         num_candidates=4, opening_tokens=1, max_step_tokens=3, max_completion_tokens=8
     )
     dynamics = token_model.TokenModel(model, action, EOS, NEWLINE)
-    root = dynamics.start(params, jnp.asarray(PROMPTS), jnp.asarray(LENGTHS), jnp.arange(3))
-    result = engine.search(
-        dynamics,
-        params,
-        root,
-        jax.random.key(0),
-        num_simulations=8,
-        config=gumbel.SearchConfig(action=action, max_considered_actions=3),
-    )
+
+    root = jax.jit(dynamics.start)(params, PROMPTS, LENGTHS, np.arange(3))
+
+    @jax.jit
+    def search(params, root, rng_key):
+        config = gumbel.SearchConfig(action=action, max_considered_actions=3)
+        return engine.search(dynamics, params, root, rng_key, num_simulations=8, config=config)
+
+    result = jax.device_get(search(params, root, jax.random.key(0)))
     texts, checked = result.tree.embeddings, 0
     for row in range(3):
         for node in range(9):
@@ -250,7 +270,7 @@ def test_a_search_over_taylor_states_reads_just_the_texts():
             length = int(texts["length"][row, node])
             text = PROMPTS[row, : LENGTHS[row]].tolist()
             text += texts["tokens"][row, node, :length].tolist()
-            value = model.outputs(params, jnp.array([text])).value[0, -1]
+            value = reading.read(model, params, text)[1][-1]
             np.testing.assert_allclose(result.tree.raw_values[row, node], value, atol=1e-5)
             checked += 1
     assert checked > 6

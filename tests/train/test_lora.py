@@ -82,7 +82,7 @@ def trained(adapted, tmp_path_factory):
 @pytest.mark.parametrize("kind", KINDS)
 def test_merged_equals_unmerged_and_the_reference_is_the_base(kind):
     config = dataclasses.replace(CONFIG, quantize_base=kind)
-    split, params = lora.split(MODEL, config), MODEL.init(jax.random.key(0))
+    split, params = lora.split(MODEL, config), jax.jit(MODEL.init)(jax.random.key(0))
     frozen = lora.frozen_params(params, config)
     joined = split.join(random_adapters(split), frozen)
     forward = jax.jit(MODEL.forward)
@@ -167,7 +167,7 @@ def run_steps(config, mesh, params):
 def test_the_loss_falls_and_the_base_keeps_its_bits_without_optimizer_state(kind):
     config = dataclasses.replace(CONFIG, quantize_base=kind)
     mesh = sharding.make_mesh(sharding.MeshConfig())
-    state, losses = run_steps(config, mesh, MODEL.init(jax.random.key(0)))
+    state, losses = run_steps(config, mesh, jax.jit(MODEL.init)(jax.random.key(0)))
     assert losses[-1] < losses[0] - 0.1
     moments = jax.tree_util.tree_flatten_with_path(state.opt_state)[0]
     assert not any("trunk" in jax.tree_util.keystr(path) for path, _ in moments)
@@ -180,7 +180,7 @@ def test_the_loss_falls_and_the_base_keeps_its_bits_without_optimizer_state(kind
 def test_adapters_on_eight_devices_equal_one():
     kind = None if importlib.util.find_spec("qwix") is None else "nf4"
     config = dataclasses.replace(CONFIG, quantize_base=kind)
-    params = MODEL.init(jax.random.key(0))
+    params = jax.jit(MODEL.init)(jax.random.key(0))
     many = sharding.make_mesh(sharding.MeshConfig(data=2, fsdp=2, tensor=2))
     one = sharding.make_mesh(sharding.MeshConfig(), devices=jax.devices()[:1])
     (got, got_losses), (want, want_losses) = (run_steps(config, m, params) for m in (many, one))
@@ -354,7 +354,7 @@ def test_peft_gives_the_same_logits(tmp_path):
     transformers = pytest.importorskip("transformers", reason=needs)
     library = pytest.importorskip("peft", reason=needs)
     c = MODEL.config
-    split, params = lora.split(MODEL, CONFIG), MODEL.init(jax.random.key(0))
+    split, params = lora.split(MODEL, CONFIG), jax.jit(MODEL.init)(jax.random.key(0))
     trained = random_adapters(split)
     metadata = checkpoints.Metadata(
         model=c, tokenizer="bytes", data_hash="x", lora=CONFIG,

@@ -110,7 +110,11 @@ def test_search_of_one_game_is_learned_by_heart(hybrid_experiment, tmp_path):
             records=(RecordSource(path=str(tmp_path / "r")),),
             policy_batch=8, value_batch=8, text_batch=0, num_candidates=4, value_from="outcome",
         ),
-        train_steps=300, save_every_steps=300,
+        optimizers=OptimizersConfig(
+            policy=OptimizerConfig(peak_learning_rate=2e-2),
+            value=OptimizerConfig(peak_learning_rate=2e-2),
+        ),
+        train_steps=150, save_every_steps=150,
     )  # fmt: skip
     loop.run(experiment, tmp_path / "run")
     config, _, params = checkpoints.load_params(tmp_path / "run")

@@ -82,9 +82,13 @@ def hybrid_loss(value_gradient_to_trunk=True):
 
 @pytest.mark.devices(8)
 @pytest.mark.slow
-@pytest.mark.parametrize("kind", ["adamw", "muon"])
-def test_training_on_eight_devices_equals_one(kind):
-    batches = [hybrid_batch(i) for i in range(4)]
+def test_training_on_eight_devices_equals_one():
+    for kind in ("adamw", "muon"):
+        check_eight_devices(kind)
+
+
+def check_eight_devices(kind):
+    batches = [hybrid_batch(i) for i in range(3)]
     many = sharding.make_mesh(MeshConfig(data=2, fsdp=2, tensor=2))
     one = sharding.make_mesh(MeshConfig(), devices=jax.devices()[:1])
     optimizer = make_optimizer(kind)
@@ -133,7 +137,7 @@ def test_value_gradient_reaches_the_trunk_only_when_asked(reaches_trunk):
         value_gradient_to_trunk=reaches_trunk,
     )
     gradient = jax.jit(jax.grad(lambda p: loss_fn(p, batch, jax.random.key(0))[0]))(
-        MODEL.init(jax.random.key(1))
+        jax.jit(MODEL.init)(jax.random.key(1))
     )
     assert any(np.any(leaf) for leaf in jax.tree.leaves(gradient["trunk"])) == reaches_trunk
     assert np.any(gradient["value_head"]["out"]["kernel"])
@@ -160,7 +164,7 @@ def test_loss_of_packed_documents_equals_that_of_separate_ones():
         np.concatenate([places, places], 1),
     )
     loss_fn = recipes.next_token_loss(MODEL)
-    params, key = MODEL.init(jax.random.key(0)), jax.random.key(0)
+    params, key = jax.jit(MODEL.init)(jax.random.key(0)), jax.random.key(0)
     alone = [loss_fn(params, batch(text, mask, ones, places), key)[0] for text in texts]
     loss, metrics = loss_fn(params, packed, key)
     np.testing.assert_allclose(loss, np.mean(alone), rtol=1e-6)
@@ -172,10 +176,10 @@ def test_a_mesh_that_does_not_fit_the_devices_is_refused():
         sharding.make_mesh(MeshConfig(tensor=3), devices=jax.devices()[:1])
 
 
-@pytest.mark.devices(2)
-@pytest.mark.slow
 def test_an_axis_that_does_not_divide_is_replicated_and_named(caplog):
-    mesh = sharding.make_mesh(MeshConfig(data=1, tensor=2))
+    """The same device twice will do: nothing is placed on it."""
+    devices = np.array(jax.devices()[:1] * 2).reshape(1, 1, 2)
+    mesh = jax.sharding.Mesh(devices, ("data", "fsdp", "tensor"))
     odd = LanguageModel(
         TransformerConfig(vocab_size=33, width=16, num_layers=1, num_heads=2, head_dim=8)
     )
