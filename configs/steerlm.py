@@ -7,6 +7,8 @@ grades. Afterwards a prompt asks for grades (`data.chat.prompt_text(..., labels=
 Source: SteerLM, arXiv:2310.05344.
 """
 
+from typing import Any
+
 from configs import ultrafeedback
 from configs.base import Experiment
 from data.chat_sources import ChatSource
@@ -15,7 +17,7 @@ SAMPLE = "steerlm/regression_rm_sample.jsonl"
 
 
 def get_config() -> Experiment:
-    labelled = {"template": "steerlm", "with_labels": True}
+    labelled: dict[str, Any] = {"template": "steerlm", "with_labels": True}
     return ultrafeedback.experiment(
         sources=(
             ultrafeedback.chats(weight=0.95, **labelled),

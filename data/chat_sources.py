@@ -3,6 +3,8 @@
 import dataclasses
 from collections.abc import Sequence
 
+import numpy as np
+
 from data import answer_rows, attributes, chat, json_rows, preferences
 from data.answer_rows import TooLong
 from data.chat import TemplateName
@@ -79,6 +81,8 @@ class ChatSource:
 
 def labelled_chat(row: attributes.AttributeRow) -> tuple[Message, ...]:
     """A graded answer as a chat, its grades (rounded to whole ones) as the answer's labels."""
-    grades = {name: int(attributes.quantize(grade)) for name, grade in row.attributes.items()}
+    grades = {
+        name: int(attributes.quantize(np.asarray(grade))) for name, grade in row.attributes.items()
+    }
     *before, answer = chat.with_answer(row.prompt, row.response)
     return (*before, {**answer, "labels": attributes.label_text(grades)})

@@ -150,7 +150,14 @@ def of_row(row: JsonRow) -> Preference:
             answers[name] = row.text(name)
     if prompt is None:
         row.fail("prompt", "is a text or a list of messages")
-    return Preference(prompt=prompt, origin=row.origin, **answers, **rewards)
+    return Preference(
+        prompt=prompt,
+        chosen=answers["chosen"],
+        rejected=answers["rejected"],
+        chosen_reward=rewards["chosen_reward"],
+        rejected_reward=rewards["rejected_reward"],
+        origin=row.origin,
+    )
 
 
 def prompt_of(row: JsonRow) -> Prompt:

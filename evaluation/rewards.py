@@ -78,7 +78,7 @@ class RewardEvaluation:
 
     def __post_init__(self):
         names = [model.name for model in self.models]
-        sets = [each.name for each in (*self.pairs, *self.graded)]
+        sets = [each.name for each in self.pairs] + [each.name for each in self.graded]
         if not names or not sets or len({*names, LENGTH_RULE, MEAN_RULE}) < len(names) + 2:
             raise ConfigError(
                 "an evaluation of rewards has models of different names and held-out answers; got "

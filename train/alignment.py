@@ -150,7 +150,8 @@ def reward_recipe(experiment: Any, model: LanguageModel, tokenizer: Tokenizer) -
         )
     if config.kind == "regression":
         load = functools.partial(_graded_rows, experiment, config, tokenizer, order)
-        sources, held_out = config.sources, config.validation_sources
+        sources: Sequence[Any] = config.sources
+        held_out: Sequence[Any] = config.validation_sources
     else:
         load = functools.partial(_pair_rows, experiment, config, tokenizer, scored=True)
         sources, held_out = config.pair_sources, config.validation_pair_sources

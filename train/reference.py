@@ -22,7 +22,7 @@ def with_frozen_copy(split: lora.Split) -> lora.Split:
     return dataclasses.replace(
         split,
         boxed_frozen={NAME: split.boxed},
-        join=lambda trained, frozen: {**trained, **frozen},
+        join=lambda trained, frozen: trained | (frozen or {}),
         # A copy: the trained parameters are donated to every step.
         freeze=lambda params: {NAME: {name: _copy(params[name]) for name in split.boxed}},
     )

@@ -87,7 +87,7 @@ def load(path: Path | str) -> RewardModel:
         model=LanguageModel(config),
         params=params,
         tokenizer=load_tokenizer(name),
-        template=metadata.template,  # type: ignore[arg-type] (what the recipe has saved)
+        template=metadata.template,  # type: ignore[arg-type]
         pool=metadata.reward_pool,  # type: ignore[arg-type]
         length=metadata.longest_text_tokens,
     )
@@ -96,4 +96,5 @@ def load(path: Path | str) -> RewardModel:
 @functools.partial(jax.jit, static_argnums=(0, 1))
 def _score(model: LanguageModel, pool: Pool, params: Params, tokens: Array, lengths: Array):
     predictions = model.outputs(params, tokens).reward
+    assert predictions is not None  # a reward model has a reward head
     return heads.at_end(predictions, lengths, pool)
