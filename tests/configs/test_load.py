@@ -162,7 +162,7 @@ def test_an_override_of_a_stage_reaches_the_stages_that_use_it():
 
 
 def test_find_suggests_the_nearest_name(monkeypatch):
-    monkeypatch.setattr(load, "names", lambda: ["tiny", "game24_system2"])
+    monkeypatch.setattr(load, "names", lambda *_, **__: ["tiny", "game24_system2"])
     with pytest.raises(ConfigError, match=r"got 'tinny'\. Did you mean tiny\? There are: tiny, g"):
         load.find("tinny")
     with pytest.raises(ConfigError, match="There are"):

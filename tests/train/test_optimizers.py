@@ -172,8 +172,8 @@ def test_accumulation_takes_one_step_with_the_mean_gradient():
 
 
 def test_a_parameter_that_no_optimizer_owns_is_named():
-    with pytest.raises(ValueError, match="got reward_head which none owns"):
-        optimizers.label_parameters({**PARAMS, "reward_head": {"kernel": jnp.ones(2)}})
+    with pytest.raises(ValueError, match="got critic_head which none owns"):
+        optimizers.label_parameters({**PARAMS, "critic_head": {"kernel": jnp.ones(2)}})
 
 
 @pytest.mark.parametrize(("schedule", "middle"), [("cosine", 0.55), ("linear", 0.55)])
